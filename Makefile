@@ -1,0 +1,44 @@
+# make demo   draws four synthetic CT volumes with the shipped weights
+# make test   runs the tests; make slow runs those that take minutes
+# make lint   checks style and types
+# make clean  removes what the above made, .venv included
+# Each sets up .venv first; it is kept until setup.cfg changes.
+
+PY = .venv/bin/python
+CODE = bundle/scripts tests benchmarks
+# what makes .venv: `python3`, or the first other one that is 3.10 or newer
+PYTHON = $(shell for python in python3 python3.11 python3.12 python3.13 python3.10; do \
+	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
+TORCH = $(shell sed -n 's/^ *\(torch==.*\)/\1/p' setup.cfg)
+
+.PHONY: demo test slow lint clean
+
+demo: .venv/stamp
+	$(PY) -m monai.bundle run --config_file bundle/configs/inference.yaml --num_samples 4 --seed 0 --output_dir demo
+	@echo "The volumes (.nii.gz) and preview.png are in $(CURDIR)/demo"
+
+test: .venv/stamp
+	@$(PY) -m pytest
+
+slow: .venv/stamp
+	@$(PY) -m pytest -m slow
+
+lint: .venv/stamp
+	@$(PY) -m flake8 $(CODE)
+	@$(PY) -m isort --check-only --quiet $(CODE)
+	@$(PY) -m black --line-length 120 --check --quiet $(CODE) || \
+		{ $(PY) -m black --line-length 120 --diff --quiet $(CODE); exit 1; }
+	@$(PY) -m mypy bundle/scripts
+
+# torch goes first and alone, so that pip takes a CPU build where it has been told of one, and then leaves it in place
+.venv/stamp: setup.cfg
+	@$(PY) -m pip --version >/dev/null 2>&1 || { \
+		test -n "$(PYTHON)" || { echo "Python 3.10 or newer with the venv module is needed" >&2; exit 1; }; \
+		echo "Setting up .venv, which takes some minutes"; $(PYTHON) -m venv .venv; }
+	@$(PY) -m pip install -qq "$(TORCH)"
+	@$(PY) -m pip install -qq -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build demo *.egg-info .mypy_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""PRDiT as a MONAI Bundle: networks, process, data, training and inference."""

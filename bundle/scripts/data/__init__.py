@@ -1,0 +1,5 @@
+"""Data: lists of volumes, CT and phantoms, the training grid."""
+
+from .datalist import ct_datalist
+from .phantom import LABELS, chest_phantom
+from .transforms import LoadCTd, ToGridd, cache_count, grid_affine

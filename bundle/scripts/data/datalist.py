@@ -1,0 +1,98 @@
+"""Lists of what to train on: a prepared data set, a plain folder of CTs, or phantoms."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Optional, Union
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
+VALIDATION_SHARE = 0.1
+FIRST_VALIDATION_PHANTOM = 1_000_000
+
+
+def ct_datalist(
+    dataset_dir: Union[str, Path, None], num_phantoms: int = 1000, num_validation_phantoms: int = 16
+) -> dict[str, list[dict[str, Any]]]:
+    """Finds the volumes of a data set.
+
+    Args:
+        dataset_dir: a folder with `dataset.json` (a MONAI datalist with 'training' and 'validation'); or any folder
+            of NIfTI, MetaImage, NRRD files and DICOM series, split 90/10 by a hash of the name; or None for phantoms.
+        num_phantoms: number of training phantoms where dataset_dir is None; their seeds count from 0.
+        num_validation_phantoms: number of held-out phantoms, whose seeds count from 1,000,000.
+
+    Returns:
+        {'training': items, 'validation': items}; an item has 'image', the path of a file or DICOM folder or the
+        seed of a phantom, 'series' for a DICOM series, and 'index', its number in the list.
+
+    Raises:
+        ValueError: in one line, when the folder is missing or holds no CT, or dataset.json is wrong.
+    """
+    if dataset_dir is None:
+        lists: dict[str, list[dict[str, Any]]] = {
+            "training": [{"image": seed} for seed in range(num_phantoms)],
+            "validation": [{"image": FIRST_VALIDATION_PHANTOM + i} for i in range(num_validation_phantoms)],
+        }
+    else:
+        folder = Path(dataset_dir)
+        if not folder.is_dir():
+            raise ValueError(f"dataset_dir {folder} is no folder")
+        lists = _prepared(folder) if (folder / "dataset.json").is_file() else _scan(folder)
+    for items in lists.values():
+        for index, item in enumerate(items):
+            item["index"] = index
+    return lists
+
+
+def _prepared(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    try:
+        content = json.loads((folder / "dataset.json").read_text())
+        lists = {
+            section: [{"image": str(folder / item["image"])} for item in content[section]]
+            for section in ("training", "validation")
+        }
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'dataset.json'} is no datalist with 'training' and 'validation'") from error.__cause__
+    for section, items in lists.items():
+        if not items:
+            raise ValueError(f"{folder / 'dataset.json'} has an empty list '{section}'")
+        for item in items:
+            if not Path(item["image"]).is_file():
+                raise ValueError(f"{folder / 'dataset.json'} names {item['image']}, which does not exist")
+    return lists
+
+
+def _scan(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    items: list[dict[str, Any]] = [
+        {"image": str(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES) and not path.name.startswith(".")
+    ]
+    for directory in sorted({path.parent for path in folder.rglob("*") if _is_dicom(path)}):
+        items += [{"image": str(directory), "series": series} for series in _series_of(directory)]
+    if not items:
+        raise ValueError(f"dataset_dir {folder} holds no NIfTI, MetaImage, NRRD file or DICOM series")
+    if len(items) == 1:  # one volume can be overfitted, which is how a first try looks
+        return {"training": [dict(items[0])], "validation": [dict(items[0])]}
+    items.sort(key=lambda item: hashlib.sha256(Path(item["image"]).name.encode()).hexdigest())
+    count = max(1, round(VALIDATION_SHARE * len(items)))
+    return {"training": items[count:], "validation": items[:count]}
+
+
+def _is_dicom(path: Path) -> bool:
+    if not path.is_file() or path.name.lower().endswith(VOLUME_SUFFIXES):
+        return False
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _series_of(directory: Path) -> list[Optional[str]]:
+    """Series of at least 8 slices in a folder; scouts and reports are shorter."""
+    import itk
+
+    names = itk.GDCMSeriesFileNames.New()
+    names.SetUseSeriesDetails(True)
+    names.SetDirectory(str(directory))
+    return [uid for uid in names.GetSeriesUIDs() if len(names.GetFileNames(uid)) >= 8]

@@ -1,0 +1,53 @@
+"""What a user can get wrong is told in one line, not in a traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Optional
+
+
+
+def bundle_root() -> str:
+    """The bundle's folder, so that no path depends on the current one."""
+    return str(Path(__file__).resolve().parents[1])
+
+
+_PACKAGE = str(Path(__file__).resolve().parent)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Follows what MONAI's config parser wraps around an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """A ValueError or OSError that this package raised itself, not a fault deep in a library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, (ValueError, OSError)) and bool(frames) and frames[-1].filename.startswith(_PACKAGE)
+
+
+def _print_error(kind: type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
+    cause = root_cause(error)
+    if _is_ours(cause) and not os.environ.get("PRDIT_TRACEBACK"):
+        print(f"error: {cause}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def report_errors_in_one_line() -> None:
+    """Makes this process print bad input as `error: ...`, with exit status 1; PRDIT_TRACEBACK=1 shows the traceback.
+
+    A program calls it, never a library: the configs do, first in their list of what to run.
+    """
+    sys.excepthook = _print_error
+    # Ignite logs each error once more, at every level of its engines
+    logging.getLogger("ignite").addFilter(lambda record: "terminating due to exception" not in record.getMessage())
+    for name in ("SupervisedTrainer", "SupervisedEvaluator"):
+        logging.getLogger(f"monai.engines.{name}").setLevel(logging.CRITICAL)

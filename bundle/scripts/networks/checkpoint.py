@@ -1,0 +1,124 @@
+"""Weights on disk: a plain state dict, and beside it a JSON that says what they are, tied by sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any, Optional, Union
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor, nn
+
+from .prdit import PRDiT, build_prdit
+
+PathLike = Union[str, Path]
+
+
+def sha256_of(path: PathLike) -> str:
+    """Hash of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: PathLike, write: Any) -> None:
+    """Calls `write(temporary path)`, then renames: the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tensors(path: PathLike) -> dict[str, Any]:
+    """Loads a checkpoint of tensors and plain numbers on the CPU.
+
+    Raises:
+        ValueError: in one line, when the file is missing, truncated, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors and plain numbers; it was not loaded") from error.__cause__
+    except (RuntimeError, EOFError, BadZipFile, OSError) as error:
+        raise ValueError(f"{path} is no readable checkpoint, or is truncated; copy or train it again") from error.__cause__
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds no state dict")
+    return state
+
+
+def load_strictly(network: nn.Module, state: dict[str, Tensor], path: PathLike) -> None:
+    """Loads weights whose names and shapes must all match; ValueError in one line otherwise."""
+    own = network.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    shapes = [name for name in own if name in state and own[name].shape != getattr(state[name], "shape", None)]
+    if missing or extra or shapes:
+        facts = [f"{len(names)} {what} ({names[0]})" for what, names in
+                 (("missing", missing), ("unknown", extra), ("of another shape", shapes)) if names]  # fmt: skip
+        raise ValueError(f"{path} is of another network: {', '.join(facts)}")
+    network.load_state_dict(state)
+
+
+def save_weights(network: PRDiT, path: PathLike, settings: dict, dtype: Optional[torch.dtype] = None) -> str:
+    """Writes `path` and its JSON.
+
+    Args:
+        network: built by `build_prdit`.
+        path: a `.pt` file.
+        settings: what else belongs to the weights: 'process', 'data', 'stage', ...
+        dtype: storage precision; None keeps the network's. Loading into float32 is exact.
+
+    Returns:
+        The sha256 of the weights.
+    """
+    state = {name: value.detach().cpu().to(dtype or value.dtype) for name, value in network.state_dict().items()}
+    write_atomically(path, lambda part: torch.save(state, part))
+    sha256 = sha256_of(path)
+    text = json.dumps({"sha256": sha256, "network": network.settings, **settings}, indent=4) + "\n"
+    write_atomically(Path(path).with_suffix(".json"), lambda part: part.write_text(text))
+    return sha256
+
+
+def read_settings(path: PathLike) -> dict:
+    """The JSON beside weights.
+
+    Raises:
+        ValueError: when the weights or their JSON are missing, or the JSON is of other weights.
+    """
+    weights, path = Path(path), Path(path).with_suffix(".json")
+    if not weights.is_file():
+        raise ValueError(f"no checkpoint at {weights}")
+    if not path.is_file():
+        raise ValueError(f"{weights} has no {path.name} beside it, which says what network it is; copy both files")
+    try:
+        settings = json.loads(path.read_text())
+        expected = settings["sha256"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the description of a checkpoint") from error.__cause__
+    if sha256_of(weights) != expected:
+        raise ValueError(f"{weights} is truncated or not the file that {path.name} describes (sha256 differs)")
+    return settings
+
+
+def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> PRDiT:
+    """Builds the network that a checkpoint's JSON describes and loads it, in float32.
+
+    Args:
+        ckpt_path: a `.pt` file written by `save_weights`.
+        overrides: settings that change no weight: attention, chunk_tokens, activation_checkpointing.
+
+    Raises:
+        ValueError: in one line, see `read_settings`, `load_tensors`, `load_strictly`.
+    """
+    network = build_prdit(**{**read_settings(ckpt_path)["network"], **overrides})
+    load_strictly(network, load_tensors(ckpt_path), ckpt_path)
+    return network

@@ -1,0 +1,88 @@
+"""Stage 1: an MLP that denoises overlapping 3D patches one by one (paper section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .layers import AdaptiveModulation, SwiGLU, make_norm, modulate, pad_volume, patchify, token_grid, unpatchify, zero_init
+
+
+class LocalDenoiser(nn.Module):
+    """Predicts the inner s**3 voxels of each p**3 patch from that patch and the time alone.
+
+    Args:
+        in_channels: channels of the volume.
+        out_channels: channels of the prediction.
+        patch_size: side p of the patches, in voxels.
+        stride: side s of what a patch predicts; p - s must be even and not negative.
+        time_size: length of the shared time features.
+        norm: 'layer' or 'rms', the two published variants.
+        chunk_tokens: most patches (times batch) in one go, which bounds the activation memory; 0 is no bound. While
+            training, a chunk's activations are computed again in the backward pass.
+
+    Raises:
+        ValueError: when patch size and stride do not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        patch_size: int,
+        stride: int,
+        time_size: int,
+        norm: str = "layer",
+        chunk_tokens: int = 0,
+    ) -> None:
+        super().__init__()
+        if stride < 1 or patch_size < stride or (patch_size - stride) % 2:
+            raise ValueError(
+                f"patch_size - stride must be even and not negative, got patch_size {patch_size} and stride {stride}"
+            )
+        self.patch_size, self.stride, self.chunk_tokens = patch_size, stride, chunk_tokens
+        width = in_channels * patch_size**3
+        self.time_head = nn.Linear(time_size, width)
+        self.modulation = AdaptiveModulation(width, width, 6, norm)
+        self.norm1 = make_norm(norm, width)
+        self.block1 = SwiGLU(width, width)
+        self.norm2 = make_norm(norm, width)
+        self.block2 = SwiGLU(width, width)
+        self.output = zero_init(nn.Linear(width, out_channels * stride**3))
+
+    def _denoise(self, patches: Tensor, modulation: Tensor) -> Tensor:
+        """(B, N, C p**3) patches and (6, B, C p**3) modulation -> (B, N, s**3 C_out)."""
+        z = self.block1(modulate(self.norm1(patches), modulation[0], modulation[1]))
+        z = self.block2(modulate(self.norm2(z), modulation[2], modulation[3]))
+        return self.output(modulate(z + patches, modulation[4], modulation[5]))
+
+    def predict_tokens(self, patches: Tensor, time: Tensor) -> Tensor:
+        """Denoises patches, (B, N, C p**3) and time features (B, F) -> (B, N, s**3 C_out)."""
+        modulation = torch.stack(self.modulation(self.time_head(time)))  # (6, B, C p**3)
+        chunk = self.chunk_tokens // patches.shape[0] if self.chunk_tokens > 0 else patches.shape[1]
+        if chunk >= patches.shape[1]:
+            return self._denoise(patches, modulation)
+        outputs = []
+        for part in patches.split(max(chunk, 1), dim=1):
+            if not torch.jit.is_scripting() and torch.is_grad_enabled():
+                outputs.append(checkpoint(self._denoise, part, modulation, use_reentrant=False))
+            else:
+                outputs.append(self._denoise(part, modulation))
+        return torch.cat(outputs, dim=1)
+
+    def forward(self, x: Tensor, time: Tensor, padded: bool = False) -> Tensor:
+        """(B, C, D, H, W) -> (B, C_out, D, H, W).
+
+        Args:
+            x: noisy volume.
+            time: shared time features, (B, time_size).
+            padded: x already has the halo of (p - s) / 2 voxels on every side; the output is then smaller by it.
+        """
+        if not padded:
+            x = pad_volume(x, self.patch_size, self.stride)
+        halo = self.patch_size - self.stride
+        grid = token_grid([x.shape[2] - halo, x.shape[3] - halo, x.shape[4] - halo], self.stride)
+        tokens = self.predict_tokens(patchify(x, self.patch_size, self.stride), time)
+        return unpatchify(tokens, grid, self.stride)

@@ -1,0 +1,209 @@
+"""Checkpoints of the authors' code, read and written by parameter names and shapes alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Optional, Sequence, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checkpoint import load_tensors, save_weights, sha256_of
+from .prdit import SIZES, PRDiT, build_prdit
+
+# (ours, theirs), applied to the start of a name; the first match holds
+_PREFIXES = (
+    ("time.", "t_embedder.mlp.0."),
+    ("local.time_head.", "t_embedder.coarse_head."),
+    ("residual.time_head.", "t_embedder.fine_head."),
+    ("local.modulation.linear.", "coarse.mlp_denoise.adaLN_modulation.1."),
+    ("local.block1.norm.", "coarse.mlp_denoise.mlp1.norm."),
+    ("local.block2.norm.", "coarse.mlp_denoise.mlp2.norm."),
+    ("local.block1.output.", "coarse.mlp_denoise.mlp1.fc2."),
+    ("local.block2.output.", "coarse.mlp_denoise.mlp2.fc2."),
+    ("local.output.", "coarse.mlp_denoise.linear_final."),
+    ("residual.embedding.mlp.0.", "fine.patch_embedder.fc1."),
+    ("residual.embedding.mlp.2.", "fine.patch_embedder.fc2."),
+    ("residual.embedding.skip.", "fine.patch_embedder.skip."),
+    ("residual.embedding.norm.", "fine.patch_embedder.norm."),
+    ("residual.final_modulation.linear.", "fine.final_layer.adaLN_modulation.1."),
+    ("residual.output.", "fine.final_layer.linear."),
+)
+_BLOCK_PARTS = (
+    ("modulation.linear.", "adaLN_modulation.1."),
+    ("attention.qkv.", "attn.qkv."),
+    ("attention.proj.", "attn.proj."),
+    ("mlp.0.", "mlp.fc1."),
+    ("mlp.2.", "mlp.fc2."),
+)
+
+
+def _official_names(name: str) -> list[str]:
+    """The authors' names of one of our parameters; our gate_up is their fc1_g stacked on fc1_x."""
+    fused = re.fullmatch(r"local\.block([12])\.gate_up\.(weight|bias)", name)
+    if fused:
+        stem = f"coarse.mlp_denoise.mlp{fused[1]}."
+        return [f"{stem}fc1_g.{fused[2]}", f"{stem}fc1_x.{fused[2]}"]
+    block = re.fullmatch(r"residual\.blocks\.(\d+)\.(.+)", name)
+    prefixes, rest, stem = (
+        (_BLOCK_PARTS, block[2], f"fine.blocks.{block[1]}.") if block else (_PREFIXES, name, "")
+    )
+    for ours, theirs in prefixes:
+        if rest.startswith(ours):
+            return [stem + theirs + rest[len(ours) :]]
+    raise ValueError(f"the authors' code has no counterpart of the parameter '{name}'")
+
+
+def official_state_dict(network: PRDiT) -> dict[str, Tensor]:
+    """Exports a network under the authors' parameter names."""
+    state: dict[str, Tensor] = {}
+    for name, value in network.state_dict().items():
+        names = _official_names(name)
+        state.update(zip(names, (part.clone() for part in value.chunk(len(names)))))
+    return state
+
+
+def _bare_state(checkpoint: dict) -> dict[str, Tensor]:
+    """Finds the weights in a checkpoint of the authors' code; the averaged ones are preferred, as in sampling."""
+    for key in ("ema", "model", "state_dict"):
+        if isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    state = {str(name).removeprefix("module."): value for name, value in checkpoint.items()}
+    if "t_embedder.mlp.0.weight" not in state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("this is no PRDiT checkpoint of the authors' code: 't_embedder.mlp.0.weight' is missing")
+    # The fixed position code is computed, not loaded.
+    return {name: value for name, value in state.items() if not name.endswith("pos_embed")}
+
+
+def _cube_root(value: int, what: str) -> int:
+    root = round(value ** (1 / 3))
+    if root**3 != value:
+        raise ValueError(f"{what} of the checkpoint, {value}, is no cube: only one input channel is known there")
+    return root
+
+
+def official_settings(state: dict[str, Tensor], num_heads: Optional[int] = None, norm: str = "layer") -> dict:
+    """Reads the settings of `build_prdit` off the shapes of a state dict with the authors' names.
+
+    Raises:
+        ValueError: when the number of heads is unknown for this hidden size, or the outputs are not (noise, signal).
+    """
+    hidden_size = state["t_embedder.mlp.0.weight"].shape[0]
+    heads = num_heads or dict(SIZES.values()).get(hidden_size)
+    if heads is None:
+        raise ValueError(f"num_heads must be given: hidden size {hidden_size} is none of the published ones")
+    outputs, width = state["coarse.mlp_denoise.linear_final.weight"].shape
+    # in_channels 1: two output channels of s**3 voxels each
+    if outputs % 2 or round((outputs / 2) ** (1 / 3)) ** 3 != outputs // 2:
+        raise ValueError(f"the checkpoint predicts {outputs} values per patch, which is not (noise, signal)")
+    blocks = [int(match[1]) for name in state if (match := re.match(r"fine\.blocks\.(\d+)\.", name))]
+    mlp = state.get("fine.blocks.0.mlp.fc1.weight")
+    return {
+        "hidden_size": hidden_size,
+        "num_heads": heads,
+        "depth": max(blocks, default=-1) + 1,
+        "patch_size": _cube_root(width, "the patch width"),
+        "stride": _cube_root(outputs // 2, "the output width"),
+        "mlp_ratio": 4.0 if mlp is None else mlp.shape[0] / hidden_size,
+        "norm": norm,
+    }
+
+
+def _load(state: dict[str, Tensor], num_heads: Optional[int], norm: str) -> PRDiT:
+    network = build_prdit(**official_settings(state, num_heads, norm))
+    wanted = {name: _official_names(name) for name in network.state_dict()}
+    known = {theirs for names in wanted.values() for theirs in names}
+    if set(state) != known:
+        missing, extra = sorted(known - set(state)), sorted(set(state) - known)
+        raise ValueError(f"the checkpoint is of another network: missing {missing[:3]}, unknown {extra[:3]}")
+    ours = {name: torch.cat([state[theirs].float() for theirs in names]) for name, names in wanted.items()}
+    network.load_state_dict(ours, strict=True)
+    return network.eval()
+
+
+@torch.no_grad()
+def _denoising_error(network: PRDiT, time: float = 100.0) -> float:
+    """Mean squared error of the noise and signal predicted for a smooth volume with a little noise."""
+    side = 4 * network.local.stride
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand((4, 1, 3, 3, 3), generator=generator) * 2 - 1
+    signal = F.interpolate(coarse, size=(side, side, side), mode="trilinear", align_corners=True)
+    noise = torch.randn(signal.shape, generator=generator)
+    theta = 0.5 * math.pi * time / network.num_train_timesteps
+    prediction = network(math.cos(theta) * signal + math.sin(theta) * noise, torch.tensor([time]))
+    return F.mse_loss(prediction, torch.cat([noise, signal], dim=1)).item()
+
+
+def network_from_official(checkpoint: dict, num_heads: Optional[int] = None, norm: Optional[str] = None) -> PRDiT:
+    """Builds the network of an official checkpoint and loads it strictly.
+
+    The two published variants have the same parameters, for RMSNorm has none. Trained weights tell them apart: the
+    right variant removes noise, the wrong one does not. That is tried where `norm` is None.
+
+    Args:
+        checkpoint: a loaded file of the authors' code: a state dict, bare or under 'ema', 'model' or 'state_dict',
+            with or without 'module.' before the names.
+        num_heads: attention heads, needed where the hidden size is none of the published ones.
+        norm: 'layer' (PRDiT) or 'rms' (TF-PRDiT); None to find out.
+
+    Raises:
+        ValueError: in one line, when it is no such checkpoint, names or shapes differ, or the variant cannot be told.
+    """
+    state = _bare_state(checkpoint)
+    if norm is not None:
+        return _load(state, num_heads, norm)
+    networks = {kind: _load(state, num_heads, kind) for kind in ("layer", "rms")}
+    errors = {kind: _denoising_error(network) for kind, network in networks.items()}
+    best, worst = sorted(errors, key=lambda kind: errors[kind])
+    if not errors[best] < 0.5 * errors[worst]:
+        raise ValueError(
+            f"neither variant clearly removes noise (errors {errors}): give norm 'layer' (PRDiT) or 'rms' (TF-PRDiT)"
+        )
+    return networks[best]
+
+
+def import_official(
+    official_ckpt: Union[str, Path],
+    ckpt_path: Union[str, Path],
+    grid: Sequence[int],
+    field_of_view_mm: float,
+    hu_window: Sequence[float],
+    noise_std: float,
+    num_heads: Optional[int] = None,
+    norm: Optional[str] = None,
+) -> None:
+    """Writes an official checkpoint as one of ours and prints the network it holds.
+
+    Args:
+        official_ckpt: file of the authors' code, of tensors and plain numbers.
+        ckpt_path: where ours goes, with its JSON; an existing file is not overwritten.
+        grid: voxels along each axis that it was trained for; official files do not say.
+        field_of_view_mm: size of a volume.
+        hu_window: HU of the values -1 and 1.
+        noise_std: of its training: 0.5 in the authors' first code, 1.0 in the later.
+        num_heads: see `network_from_official`.
+        norm: see `network_from_official`.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if Path(ckpt_path).exists():
+        raise ValueError(f"{ckpt_path} exists already; choose another ckpt_path")
+    network = network_from_official(load_tensors(official_ckpt), num_heads, norm)
+    settings = {
+        "stage": "model" if network.residual is not None else "local",
+        "process": {"name": "cosine_sine", "num_train_timesteps": network.num_train_timesteps, "noise_std": noise_std},
+        "data": {"grid": list(grid), "field_of_view_mm": field_of_view_mm, "hu_window": list(hu_window)},
+        "imported_from_sha256": sha256_of(official_ckpt),
+    }
+    save_weights(network, ckpt_path, settings)
+    sizes = {values: size for size, values in SIZES.items()}
+    own = network.settings
+    size = sizes.get((own["hidden_size"], own["num_heads"]))
+    name = f"PRDiT-{size}/{own['depth']}" if size else f"hidden_size {own['hidden_size']}, depth {own['depth']}"
+    print(f"{name}, patch_size {own['patch_size']}, stride {own['stride']}, norm {own['norm']}: written to {ckpt_path}")
+    print(f"sample from it with: inference.yaml --ckpt_path {ckpt_path}")

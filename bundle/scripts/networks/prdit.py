@@ -1,0 +1,181 @@
+"""PRDiT: the local denoiser plus the global residual (Pixel-Level Residual Diffusion Transformer, ICLR 2026)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layers import sinusoidal_embedding
+from .local_denoiser import LocalDenoiser
+from .residual_dit import ResidualDiT
+
+# hidden size and number of heads of the published sizes
+SIZES = {"XS": (192, 6), "S": (384, 6), "B": (768, 12), "L": (1024, 16), "XL": (1152, 16)}
+
+
+class PRDiT(nn.Module):
+    """Predicts noise and signal of a noisy volume (paper Eq. 2): f(x_t, t) = (noise, signal).
+
+    Args:
+        local: stage 1.
+        residual: stage 2, or None for stage 1 alone.
+        time_size: length of the shared time features.
+        parametrization: 'none' gives the branches' sum as it is, as in the paper. 'skip' lets the branches predict
+            what is missing from x_t: noise = sin(theta) x_t + cos(theta) a, signal = cos(theta) x_t - sin(theta) b,
+            theta = pi/2 t/T, where (a, b) is the branches' sum. Both have the same contract, loss and samplers.
+        num_train_timesteps: T, used by 'skip' alone.
+
+    Raises:
+        ValueError: when the parametrization is unknown.
+    """
+
+    def __init__(
+        self,
+        local: LocalDenoiser,
+        residual: Optional[ResidualDiT],
+        time_size: int,
+        parametrization: str = "none",
+        num_train_timesteps: int = 1000,
+    ) -> None:
+        super().__init__()
+        if parametrization not in ("none", "skip"):
+            raise ValueError(f"parametrization must be 'none' or 'skip', got '{parametrization}'")
+        self.skip, self.num_train_timesteps = parametrization == "skip", num_train_timesteps
+        self.settings: Dict[str, Any] = {}  # what `build_prdit` was called with; goes with the weights
+        self.time = nn.Linear(256, time_size)
+        self.local = local
+        self.residual = residual
+
+    def _time_features(self, x: Tensor, timesteps: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+        """Times (B,) in float32 and their shared features (B, time_size) in the weights' precision."""
+        times = torch.zeros(1, device=x.device) if timesteps is None else timesteps.to(x.device).float().reshape(-1)
+        times = times.expand(x.shape[0])
+        return times, F.silu(self.time(sinusoidal_embedding(times).to(self.time.weight.dtype)))
+
+    def _skip(self, x: Tensor, times: Tensor, raw: Tensor, weight: float) -> Tensor:
+        """Applies 'skip' to raw (a, b); `weight` is 1 for the part that carries x_t, 0 for a part added to it."""
+        theta = (times * (0.5 * math.pi / self.num_train_timesteps)).reshape(-1, 1, 1, 1, 1)
+        a, b = raw.chunk(2, dim=1)
+        cos, sin = theta.cos(), theta.sin()
+        return torch.cat([weight * sin * x + cos * a, weight * cos * x - sin * b], dim=1)
+
+    def forward(self, x: Tensor, timesteps: Optional[Tensor] = None, context: Optional[Tensor] = None) -> Tensor:
+        """Predicts (noise, signal).
+
+        Args:
+            x: noisy volume, (B, C, D, H, W), sides multiples of the stride.
+            timesteps: (B,) or (1,), in [0, T], integer or real; None is t = 0.
+            context: must be None; MONAI's `DiffusionInferer` passes it.
+
+        Returns:
+            (B, 2C, D, H, W) in the precision of x: noise first, then signal.
+        """
+        if context is not None:
+            raise ValueError("PRDiT takes no context")
+        times, time = self._time_features(x, timesteps)
+        volume = x.to(self.time.weight.dtype)
+        raw = self.local(volume, time)
+        if self.residual is not None:
+            raw = raw + self.residual(volume, time)
+        raw = raw.to(x.dtype)
+        return self._skip(x, times, raw, 1.0) if self.skip else raw
+
+    @torch.jit.unused
+    def forward_parts(self, x: Tensor, timesteps: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+        """The local and the residual part of the prediction, each (B, 2C, D, H, W); their sum is `forward`."""
+        times, time = self._time_features(x, timesteps)
+        volume = x.to(self.time.weight.dtype)
+        local = self.local(volume, time).to(x.dtype)
+        residual = torch.zeros_like(local) if self.residual is None else self.residual(volume, time).to(x.dtype)
+        if self.skip:
+            local, residual = self._skip(x, times, local, 1.0), self._skip(x, times, residual, 0.0)
+        return local, residual
+
+    @torch.jit.unused
+    def forward_local_padded(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        """Stage 1 on a piece of a volume that carries its halo of (p - s) / 2 voxels, for training on few patches.
+
+        (B, C, d + p - s, h + p - s, w + p - s) -> (B, 2C, d, h, w)
+        """
+        times, time = self._time_features(x, timesteps)
+        raw = self.local(x.to(self.time.weight.dtype), time, padded=True).to(x.dtype)
+        halo = (self.local.patch_size - self.local.stride) // 2
+        inner = x[:, :, halo : x.shape[2] - halo, halo : x.shape[3] - halo, halo : x.shape[4] - halo]
+        return self._skip(inner, times, raw, 1.0) if self.skip else raw
+
+
+def build_prdit(
+    hidden_size: int,
+    num_heads: int,
+    depth: int,
+    in_channels: int = 1,
+    patch_size: int = 12,
+    stride: int = 8,
+    local_patch_size: Optional[int] = None,
+    local_stride: Optional[int] = None,
+    norm: str = "layer",
+    parametrization: str = "none",
+    chunk_tokens: int = 0,
+    mlp_ratio: float = 4.0,
+    attention: str = "auto",
+    activation_checkpointing: bool = False,
+) -> PRDiT:
+    """Builds a PRDiT from plain numbers and words, which are what a checkpoint stores about its network.
+
+    Args:
+        hidden_size: features of a token of the transformer, and of the shared time features.
+        num_heads: attention heads.
+        depth: number of transformer blocks; 0 is stage 1 alone.
+        in_channels: channels C of the volume; the network predicts 2C.
+        patch_size: side of the patches, in voxels.
+        stride: distance of the patches, in voxels.
+        local_patch_size: side of the local denoiser's patches where it differs from the transformer's.
+        local_stride: distance of the local denoiser's patches where it differs from the transformer's.
+        norm: 'layer' or 'rms'.
+        parametrization: 'none' or 'skip', see `PRDiT`.
+        chunk_tokens: see `LocalDenoiser`.
+        mlp_ratio: see `ResidualDiT`.
+        attention: see `Attention`.
+        activation_checkpointing: see `ResidualDiT`.
+
+    Raises:
+        ValueError: when sizes do not fit each other.
+    """
+    settings = dict(locals())
+    if depth < 0:
+        raise ValueError(f"depth must be 0 or more, got {depth}")
+    out_channels = 2 * in_channels
+    local = LocalDenoiser(
+        in_channels, out_channels, local_patch_size or patch_size, local_stride or stride, hidden_size, norm, chunk_tokens
+    )
+    residual = None
+    if depth:
+        if stride < 1 or patch_size < stride or (patch_size - stride) % 2:
+            raise ValueError(f"patch_size - stride must be even and not negative, got {patch_size} and {stride}")
+        residual = ResidualDiT(
+            in_channels, out_channels, patch_size, stride, hidden_size, depth, num_heads, mlp_ratio, norm, attention,
+            activation_checkpointing,
+        )  # fmt: skip
+    network = PRDiT(local, residual, hidden_size, parametrization)
+    network.settings = settings
+    return network
+
+
+def preset_settings(name: str, **overrides: Any) -> dict:
+    """The settings of `build_prdit` for a published size, for instance 'PRDiT-B/4'; None overrides nothing."""
+    size, _, depth = name.removeprefix("PRDiT-").partition("/")
+    if size not in SIZES or not depth.isdigit():
+        raise ValueError(f"preset must be PRDiT-SIZE/DEPTH with SIZE of {', '.join(SIZES)}, got '{name}'")
+    hidden_size, num_heads = SIZES[size]
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return {"hidden_size": hidden_size, "num_heads": num_heads, "depth": int(depth), **given}
+
+
+def prdit_preset(name: str, **overrides: Any) -> PRDiT:
+    """Builds a published size by name: PRDiT-XS, S, B, L or XL, then '/', then the depth (0 for stage 1 alone)."""
+    return build_prdit(**preset_settings(name, **overrides))

@@ -1,0 +1,158 @@
+"""Stage 2: a diffusion transformer over all patches that adds the global residual (paper section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .layers import (
+    AdaptiveModulation,
+    make_norm,
+    modulate,
+    pad_volume,
+    patchify,
+    position_code,
+    token_grid,
+    unpatchify,
+    zero_init,
+)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (B, N, F) -> (B, N, F), in memory linear in N.
+
+    Args:
+        size: number of features F.
+        num_heads: number of heads, a divisor of F.
+        kernel: 'sdpa' (PyTorch), 'xformers' (CUDA only, the `cuda` extra) or 'auto', which is 'sdpa': it picks
+            FlashAttention by itself and runs everywhere.
+    """
+
+    def __init__(self, size: int, num_heads: int, kernel: str = "auto") -> None:
+        super().__init__()
+        if size % num_heads:
+            raise ValueError(f"hidden_size {size} must be a multiple of num_heads {num_heads}")
+        if kernel not in ("auto", "sdpa", "xformers"):
+            raise ValueError(f"attention must be 'auto', 'sdpa' or 'xformers', got '{kernel}'")
+        if kernel == "xformers":
+            try:
+                import xformers.ops  # noqa: F401
+            except ImportError as error:
+                raise ValueError("attention 'xformers' needs the package xformers: pip install .[cuda]") from error
+        self.num_heads, self.use_xformers = num_heads, kernel == "xformers"
+        self.qkv = nn.Linear(size, 3 * size)
+        self.proj = nn.Linear(size, size)
+
+    @torch.jit.unused
+    def _xformers(self, qkv: Tensor) -> Tensor:
+        from xformers.ops import memory_efficient_attention
+
+        q, k, v = qkv.unbind(2)  # each (B, N, heads, F / heads)
+        return memory_efficient_attention(q, k, v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, size = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, size // self.num_heads)
+        if self.use_xformers and not torch.jit.is_scripting():
+            y = self._xformers(qkv)
+        else:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, F / heads)
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(y.reshape(batch, tokens, size))
+
+
+class DiTBlock(nn.Module):
+    """Transformer block with adaLN-Zero (Peebles & Xie 2023): the time gives shift, scale and gate of both parts."""
+
+    def __init__(self, size: int, num_heads: int, mlp_ratio: float, norm: str, attention: str) -> None:
+        super().__init__()
+        hidden = int(size * mlp_ratio)
+        self.modulation = AdaptiveModulation(size, size, 6, norm)
+        self.norm1 = make_norm(norm, size)
+        self.attention = Attention(size, num_heads, attention)
+        self.norm2 = make_norm(norm, size)
+        self.mlp = nn.Sequential(nn.Linear(size, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, size))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time)
+        x = torch.addcmul(x, gate1[:, None], self.attention(modulate(self.norm1(x), shift1, scale1)))  # (B, N, F)
+        return torch.addcmul(x, gate2[:, None], self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+class PatchEmbedding(nn.Module):
+    """Patch vectors to features, (B, N, C p**3) -> (B, N, F): an MLP beside a linear skip, then LayerNorm."""
+
+    def __init__(self, patch_width: int, size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(patch_width, 4 * size), nn.GELU(approximate="tanh"), nn.Linear(4 * size, size)
+        )
+        self.skip = nn.Linear(patch_width, size, bias=False)
+        self.norm = nn.LayerNorm(size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.norm(self.mlp(patches) + self.skip(patches))
+
+
+class ResidualDiT(nn.Module):
+    """Predicts the residual that the local denoiser cannot know, from all patches of the volume together.
+
+    The output layer starts at zero, so that a new stage 2 equals stage 1.
+
+    Args:
+        in_channels: channels of the volume.
+        out_channels: channels of the prediction.
+        patch_size: side p of the patches, in voxels.
+        stride: side s of what a token predicts.
+        hidden_size: features of a token.
+        depth: number of blocks.
+        num_heads: attention heads.
+        mlp_ratio: width of the blocks' MLP over hidden_size.
+        norm: 'layer' or 'rms', the two published variants.
+        attention: kernel, see `Attention`.
+        activation_checkpointing: computes the blocks again in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        patch_size: int,
+        stride: int,
+        hidden_size: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        norm: str = "layer",
+        attention: str = "auto",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch_size, self.stride, self.hidden_size = patch_size, stride, hidden_size
+        self.activation_checkpointing = activation_checkpointing
+        self.time_head = nn.Linear(hidden_size, hidden_size)
+        self.embedding = PatchEmbedding(in_channels * patch_size**3, hidden_size)
+        self.blocks = nn.ModuleList(
+            [DiTBlock(hidden_size, num_heads, mlp_ratio, norm, attention) for _ in range(depth)]
+        )
+        # The published RMSNorm variant keeps LayerNorm here, and no norm on this modulation.
+        self.final_norm = make_norm("layer", hidden_size)
+        self.final_modulation = AdaptiveModulation(hidden_size, hidden_size, 2)
+        self.output = zero_init(nn.Linear(hidden_size, out_channels * stride**3))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, C, D, H, W) and shared time features (B, hidden_size) -> (B, C_out, D, H, W)."""
+        grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
+        time = self.time_head(time)
+        tokens = self.embedding(patchify(pad_volume(x, self.patch_size, self.stride), self.patch_size, self.stride))
+        tokens = tokens + position_code(grid, self.hidden_size, x.device).to(tokens.dtype)[None]  # (B, N, F)
+        for block in self.blocks:
+            if not torch.jit.is_scripting() and self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, time, use_reentrant=False)
+            else:
+                tokens = block(tokens, time)
+        shift, scale = self.final_modulation(time)
+        return unpatchify(self.output(modulate(self.final_norm(tokens), shift, scale)), grid, self.stride)

@@ -1,0 +1,3 @@
+"""Diffusion processes."""
+
+from .cosine_sine import CosineSineScheduler, draw_noise

@@ -1,0 +1,86 @@
+"""What a user sees of a training run: progress bar, CSV, validation metrics."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Average
+from tqdm import tqdm
+
+from .losses import loss_terms
+
+VALIDATION_METRICS = ("val_loss", "val_noise", "val_signal")
+
+
+class LossMetric(Average):
+    """Mean of the loss ('loss') or one of its terms ('noise', 'signal') over an epoch and all ranks."""
+
+    def __init__(self, term: str = "loss") -> None:
+        super().__init__(output_transform=lambda output: loss_terms(output)[term])
+
+
+class TrainingProgress:
+    """A bar over the whole run with the time it will still take, the loss and the last validation loss."""
+
+    def __init__(self, evaluator: Engine) -> None:
+        self.evaluator = evaluator
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+        engine.add_event_handler(Events.COMPLETED, lambda: self.bar.close())
+
+    def start(self, engine: Engine) -> None:
+        if not hasattr(self, "bar"):  # only now a continued run knows how far it is
+            total = engine.state.max_epochs * engine.state.epoch_length
+            self.bar = tqdm(total=total, initial=engine.state.iteration, unit="step", dynamic_ncols=True)
+
+    def update(self, engine: Engine) -> None:
+        self.bar.set_description(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
+        shown = {"loss": f"{engine.state.output['loss'].item():.4f}"}
+        if "val_loss" in self.evaluator.state.metrics:
+            shown["val_loss"] = f"{self.evaluator.state.metrics['val_loss']:.4f}"
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+
+
+class LossCSV:
+    """One line per epoch: step, learning rate, the training loss and its terms (means), the validation metrics.
+
+    Args:
+        path: of the CSV; a continued run appends.
+        optimizer: for the learning rate.
+        evaluator: whose metrics it writes.
+    """
+
+    def __init__(self, path: Union[str, Path], optimizer: torch.optim.Optimizer, evaluator: Engine) -> None:
+        self.path, self.optimizer, self.evaluator = Path(path), optimizer, evaluator
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def add(self, engine: Engine) -> None:
+        for name, value in loss_terms(engine.state.output).items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+
+    def write(self, engine: Engine) -> None:
+        row: dict[str, Any] = {"epoch": engine.state.epoch, "step": engine.state.iteration}
+        row["lr"] = f"{self.optimizer.param_groups[0]['lr']:.3e}"
+        row.update({f"train_{name}": f"{value / self.steps:.6f}" for name, value in self.sums.items()})
+        validated = self.evaluator.state.metrics if self.evaluator.state.epoch == engine.state.epoch else {}
+        row.update({name: f"{validated[name]:.6f}" if name in validated else "" for name in VALIDATION_METRICS})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+        self.sums, self.steps = {}, 0

@@ -1,0 +1,72 @@
+"""What belongs to the two stages: the frozen part of the second, and how the network trains in the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional, Union
+
+from torch import nn
+
+from ..networks.checkpoint import load_strictly, load_tensors, read_settings
+from ..networks.prdit import PRDiT
+from .prepare_batch import PaddedLocal
+
+# Settings of the network that the local branch depends on
+_LOCAL_SETTINGS = ("hidden_size", "in_channels", "norm", "parametrization")
+
+
+def _local_grid(settings: dict) -> tuple[int, int]:
+    return (
+        settings["local_patch_size"] or settings["patch_size"],
+        settings["local_stride"] or settings["stride"],
+    )
+
+
+def with_frozen_local(network: PRDiT, local_ckpt: Union[str, Path]) -> PRDiT:
+    """Puts the weights of stage 1 into a stage-2 network and freezes them (design 2.2).
+
+    Frozen are the local denoiser with its time head, and the shared time layer.
+
+    Args:
+        network: of depth 1 or more.
+        local_ckpt: stage 1's weights, with their JSON beside them.
+
+    Raises:
+        ValueError: in one line, when there is no stage 1 or it does not fit.
+    """
+    if network.residual is None:
+        raise ValueError("stage 2 needs a depth of 1 or more")
+    if not Path(local_ckpt).is_file():
+        raise ValueError(f"stage 2 needs stage 1's weights at {local_ckpt}: train stage 1 with the same ckpt_dir first")
+    theirs, ours = read_settings(local_ckpt)["network"], network.settings
+    facts = [f"{name} {theirs[name]} there, {ours[name]} here" for name in _LOCAL_SETTINGS if theirs[name] != ours[name]]
+    if _local_grid(theirs) != _local_grid(ours):
+        facts.append(f"patch size and stride {_local_grid(theirs)} there, {_local_grid(ours)} here")
+    if facts:
+        raise ValueError(f"stage 1 in {local_ckpt} does not fit stage 2: {'; '.join(facts)}")
+    frozen = nn.ModuleDict({"time": network.time, "local": network.local})
+    load_strictly(frozen, load_tensors(local_ckpt), local_ckpt)
+    frozen.requires_grad_(False)
+    return network
+
+
+def trained_module(network: PRDiT, local_window: int) -> nn.Module:
+    """The module that the trainer calls: in stage 1 with a window, the local branch on padded pieces.
+
+    Raises:
+        ValueError: when a window is asked for in stage 2, where patches are not independent.
+    """
+    if local_window and network.residual is not None:
+        raise ValueError("local_window is for stage 1 alone: in stage 2 every token sees every other; set it to 0")
+    return PaddedLocal(network) if local_window else network
+
+
+def parameters_to_train(network: nn.Module) -> list[nn.Parameter]:
+    """Parameters that are not frozen."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def latest_checkpoint(ckpt_dir: Union[str, Path], prefix: str) -> Optional[str]:
+    """The newest file `prefix_checkpoint_epoch=N.pt` of a folder, or None."""
+    found = {int(path.stem.rpartition("=")[2]): path for path in Path(ckpt_dir).glob(f"{prefix}_checkpoint_epoch=*.pt")}
+    return str(found[max(found)]) if found else None
