@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Optional
+from typing import Optional, Union
 
+_PACKAGE = str(Path(__file__).resolve().parent)
 
 
 def bundle_root() -> str:
@@ -17,7 +19,19 @@ def bundle_root() -> str:
     return str(Path(__file__).resolve().parents[1])
 
 
-_PACKAGE = str(Path(__file__).resolve().parent)
+def require_writable(folder: Union[str, Path], setting: str) -> Path:
+    """Makes a folder and tries to write there.
+
+    Raises:
+        ValueError: in one line that names the setting, when that fails.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ValueError(f"{setting} {folder} is not writable: {error.strerror}") from None
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -27,15 +41,15 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _is_ours(error: BaseException) -> bool:
-    """A ValueError or OSError that this package raised itself, not a fault deep in a library."""
+def is_bad_input(error: BaseException) -> bool:
+    """Whether this package raised the ValueError or OSError itself, and no library deep below."""
     frames = traceback.extract_tb(error.__traceback__)
     return isinstance(error, (ValueError, OSError)) and bool(frames) and frames[-1].filename.startswith(_PACKAGE)
 
 
 def _print_error(kind: type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
     cause = root_cause(error)
-    if _is_ours(cause) and not os.environ.get("PRDIT_TRACEBACK"):
+    if is_bad_input(cause) and not os.environ.get("PRDIT_TRACEBACK"):
         print(f"error: {cause}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

@@ -53,8 +53,8 @@ def _prepared(folder: Path) -> dict[str, list[dict[str, Any]]]:
             section: [{"image": str(folder / item["image"])} for item in content[section]]
             for section in ("training", "validation")
         }
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'dataset.json'} is no datalist with 'training' and 'validation'") from error.__cause__
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{folder / 'dataset.json'} is no datalist with 'training' and 'validation'") from None
     for section, items in lists.items():
         if not items:
             raise ValueError(f"{folder / 'dataset.json'} has an empty list '{section}'")

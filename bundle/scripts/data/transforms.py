@@ -7,7 +7,7 @@ from typing import Any, Hashable, Mapping, Sequence, Union
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.data import ITKReader, MetaTensor
+from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapTransform, Orientation, ResizeWithPadOrCrop, Spacing
 
 from .phantom import chest_phantom
@@ -61,11 +61,12 @@ class LoadCTd(MapTransform):
 
     @staticmethod
     def _file(path: str, series: Any) -> MetaTensor:
-        reader = None if series is None else ITKReader(series_name=series)
+        nifti = path.lower().endswith((".nii", ".nii.gz"))
+        reader = NibabelReader() if nifti else ITKReader(series_name=series or "")
         try:
             volume = LoadImage(reader=reader, image_only=True, ensure_channel_first=True, dtype=np.float32)(path)
-        except Exception as error:  # readers raise whatever they like on a broken file
-            raise ValueError(f"{path} cannot be read as a volume; remove it or export it again") from error.__cause__
+        except Exception:  # readers raise whatever they like on a broken file
+            raise ValueError(f"{path} cannot be read as a volume; remove it or export it again") from None
         if volume.shape[0] != 1 or volume.ndim != 4:
             raise ValueError(f"{path} is not one 3D volume: its shape is {tuple(volume.shape)}")
         check_hu(volume, path)

@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from PIL import Image
 
+from ..errors import require_writable
 from ..data.transforms import grid_affine, three
 from ..networks.checkpoint import write_atomically
 
@@ -57,16 +58,10 @@ class VolumeStore:
     """
 
     def __init__(self, output_dir: str, provenance: dict[str, Any], overwrite: bool = False) -> None:
-        self.folder, self.overwrite = Path(output_dir), overwrite
+        self.folder, self.overwrite = require_writable(output_dir, "output_dir"), overwrite
         versions = {"bundle": VERSION, "monai": monai.__version__, "torch": torch.__version__}
         self.provenance = json.loads(json.dumps(provenance))
         self.versions = {**versions, "python": platform.python_version()}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / ".writable", lambda part: part.write_text(""))
-            (self.folder / ".writable").unlink()
-        except OSError as error:
-            raise ValueError(f"output_dir {self.folder} is not writable: {error.strerror}") from error.__cause__
 
     def path(self, seed: int) -> Path:
         return self.folder / f"seed_{seed:06d}.nii.gz"

@@ -1,6 +1,6 @@
 """Networks of PRDiT and their weights."""
 
-from .checkpoint import network_from_checkpoint, read_settings, save_weights, sha256_of
+from .checkpoint import export_weights, network_from_checkpoint, read_settings, save_weights, sha256_of
 from .local_denoiser import LocalDenoiser
 from .official import import_official, network_from_official, official_state_dict
 from .prdit import PRDiT, build_prdit, prdit_preset, preset_settings

@@ -47,10 +47,10 @@ def load_tensors(path: PathLike) -> dict[str, Any]:
         raise ValueError(f"no checkpoint at {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors and plain numbers; it was not loaded") from error.__cause__
-    except (RuntimeError, EOFError, BadZipFile, OSError) as error:
-        raise ValueError(f"{path} is no readable checkpoint, or is truncated; copy or train it again") from error.__cause__
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path} holds more than tensors and plain numbers; it was not loaded") from None
+    except (RuntimeError, EOFError, BadZipFile, OSError):
+        raise ValueError(f"{path} is no readable checkpoint, or is truncated; copy or train it again") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state dict")
     return state
@@ -102,8 +102,8 @@ def read_settings(path: PathLike) -> dict:
     try:
         settings = json.loads(path.read_text())
         expected = settings["sha256"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the description of a checkpoint") from error.__cause__
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{path} is not the description of a checkpoint") from None
     if sha256_of(weights) != expected:
         raise ValueError(f"{weights} is truncated or not the file that {path.name} describes (sha256 differs)")
     return settings
@@ -122,3 +122,21 @@ def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> PRDiT:
     network = build_prdit(**{**read_settings(ckpt_path)["network"], **overrides})
     load_strictly(network, load_tensors(ckpt_path), ckpt_path)
     return network
+
+
+def export_weights(ckpt_path: PathLike, output_path: PathLike, dtype: str = "bfloat16") -> None:
+    """Copies weights in another storage precision; half the size in bfloat16, and still exact to load.
+
+    Args:
+        ckpt_path: a `.pt` file written by `save_weights`.
+        output_path: the copy, with its JSON.
+        dtype: 'float32', 'bfloat16' or 'float16'.
+
+    Raises:
+        ValueError: in one line, when the precision is unknown or the weights cannot be loaded.
+    """
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got '{dtype}'")
+    settings = {name: value for name, value in read_settings(ckpt_path).items() if name not in ("sha256", "network")}
+    save_weights(network_from_checkpoint(ckpt_path), output_path, settings, getattr(torch, dtype))
+    print(f"{output_path}: {Path(output_path).stat().st_size / 1e6:.1f} MB in {dtype}")

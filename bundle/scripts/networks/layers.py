@@ -55,7 +55,7 @@ def patchify(padded: Tensor, patch_size: int, stride: int) -> Tensor:
 
 def unpatchify(tokens: Tensor, grid: List[int], stride: int) -> Tensor:
     """Folds non-overlapping predictions to a volume, (B, N, s**3 * C) -> (B, C, D, H, W); the channel runs fastest."""
-    channels = tokens.shape[2] // stride**3
+    channels = tokens.shape[2] // (stride * stride * stride)  # TorchScript makes a float of stride**3
     shape = [tokens.shape[0], grid[0], grid[1], grid[2], stride, stride, stride, channels]
     blocks = tokens.reshape(shape).permute(0, 7, 1, 4, 2, 5, 3, 6)  # (B, C, gD, s, gH, s, gW, s)
     return blocks.reshape(tokens.shape[0], channels, grid[0] * stride, grid[1] * stride, grid[2] * stride)

@@ -27,9 +27,11 @@ class Attention(nn.Module):
     Args:
         size: number of features F.
         num_heads: number of heads, a divisor of F.
-        kernel: 'sdpa' (PyTorch), 'xformers' (CUDA only, the `cuda` extra) or 'auto', which is 'sdpa': it picks
-            FlashAttention by itself and runs everywhere.
+        kernel: 'sdpa' (PyTorch), 'xformers' (CUDA only, the `cuda` extra) or 'auto': 'sdpa', but plain matrix
+            products for up to SHORT tokens on a CPU, where they are faster (benchmarks/attention.py).
     """
+
+    SHORT = 1024
 
     def __init__(self, size: int, num_heads: int, kernel: str = "auto") -> None:
         super().__init__()
@@ -40,9 +42,10 @@ class Attention(nn.Module):
         if kernel == "xformers":
             try:
                 import xformers.ops  # noqa: F401
-            except ImportError as error:
-                raise ValueError("attention 'xformers' needs the package xformers: pip install .[cuda]") from error
+            except ImportError:
+                raise ValueError("attention 'xformers' needs the package xformers: pip install .[cuda]") from None
         self.num_heads, self.use_xformers = num_heads, kernel == "xformers"
+        self.short = self.SHORT if kernel == "auto" else 0
         self.qkv = nn.Linear(size, 3 * size)
         self.proj = nn.Linear(size, size)
 
@@ -60,7 +63,11 @@ class Attention(nn.Module):
             y = self._xformers(qkv)
         else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, F / heads)
-            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+            if tokens <= self.short and not x.is_cuda:
+                weights = torch.matmul(q * (q.shape[3] ** -0.5), k.transpose(2, 3)).softmax(dim=-1)  # (B, heads, N, N)
+                y = torch.matmul(weights, v).transpose(1, 2)
+            else:
+                y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         return self.proj(y.reshape(batch, tokens, size))
 
 

@@ -116,7 +116,7 @@ class CosineSineScheduler(Scheduler):
         total = self.num_train_timesteps
         if not 1 <= num_inference_steps <= total:
             raise ValueError(f"num_inference_steps must be 1 to {total}, got {num_inference_steps}")
-        times = [total * (1 - i / num_inference_steps) for i in range(num_inference_steps)]
+        times = [total * (num_inference_steps - i) / num_inference_steps for i in range(num_inference_steps)]
         if timesteps is not None:
             times = [float(t) for t in timesteps]
             falling = all(a > b for a, b in zip(times, times[1:]))

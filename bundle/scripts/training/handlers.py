@@ -156,10 +156,6 @@ class TrainingCheckpoint:
             self._check(path)
             CheckpointLoader(path, self.objects, map_location="cpu").attach(engine)
         if self.enabled:
-            try:
-                self.ckpt_dir.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"ckpt_dir {self.ckpt_dir} cannot be written: {error.strerror}") from error.__cause__
             saver = DiskSaver(str(self.ckpt_dir), atomic=True, create_dir=False, require_empty=False)
             self.checkpoint = Checkpoint(
                 self.objects,

@@ -66,7 +66,7 @@ class LocalWindowPrepareBatch(SchedulerPrepareBatch):
         pieces = [self._random_window(volume) for volume in images]
         volume, noise = (torch.stack(piece) for piece in zip(*pieces))  # (B, C, k s + p - s, ...)
         timesteps = self.get_timesteps(volume)
-        inner = [slice(None)] * 2 + [slice(self.halo, side - self.halo) for side in volume.shape[2:]]
+        inner = (slice(None), slice(None), *(slice(self.halo, side - self.halo) for side in volume.shape[2:]))
         target = self.get_target(volume[inner], noise[inner], timesteps)
         return volume, target, (), {"noise": noise, "timesteps": timesteps}
 
@@ -84,6 +84,13 @@ class LocalWindowPrepareBatch(SchedulerPrepareBatch):
         for axis, index in enumerate(indices, start=1):
             volume, noise = volume.index_select(axis, index), noise.index_select(axis, index - index.min())
         return volume, noise
+
+
+def training_batches(scheduler: nn.Module, network: PRDiT, local_window: int = 0) -> SchedulerPrepareBatch:
+    """Batches of whole volumes, or in stage 1 of blocks of `local_window` patches a side."""
+    if local_window:
+        return LocalWindowPrepareBatch(scheduler, network, local_window)
+    return SchedulerPrepareBatch(scheduler)
 
 
 class PaddedLocal(nn.Module):

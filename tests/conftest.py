@@ -1,0 +1,66 @@
+"""Tiny networks and volumes for all tests."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from scripts.networks import build_prdit
+
+
+def randomise(network, seed):
+    """Moves every parameter away from its start, so that no test passes because an output layer is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return network.eval()
+
+
+@pytest.fixture
+def make_network():
+    """Builds a tiny PRDiT with random weights: make_network(seed=0, depth=2, ...)."""
+
+    def make(seed=0, **settings):
+        torch.manual_seed(seed)
+        settings = {"hidden_size": 24, "num_heads": 4, "depth": 2, "patch_size": 4, "stride": 2, **settings}
+        return randomise(build_prdit(**settings), seed)
+
+    return make
+
+
+@pytest.fixture
+def make_volume():
+    """Gaussian volumes (B, C, D, H, W), the same for the same seed."""
+
+    def make(*shape, seed=0):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    return make
+
+
+@pytest.fixture
+def write_nifti(tmp_path):
+    """Writes an array (X, Y, Z) as a NIfTI file and returns its path."""
+
+    def write(array, affine=None, name="ct.nii.gz", dtype=np.float32):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.asarray(array, dtype), np.eye(4) if affine is None else affine), path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def one_line():
+    """A message for the user: one line that holds all the given words."""
+
+    def check(raised, *words):
+        message = str(raised.value)
+        assert "\n" not in message
+        assert [word for word in words if str(word) not in message] == [], message
+
+    return check

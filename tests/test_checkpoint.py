@@ -1,0 +1,209 @@
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+from scripts.networks import build_prdit, network_from_checkpoint, read_settings, save_weights, sha256_of
+from scripts.networks.checkpoint import load_strictly, load_tensors, write_atomically
+
+
+@pytest.fixture
+def saved(tmp_path, make_network):
+    """A network and its file."""
+    network, path = make_network(parametrization="skip"), tmp_path / "model.pt"
+    save_weights(network, path, {"stage": "model", "process": {"noise_std": 0.5}})
+    return network, path
+
+
+class Foreign:
+    """What no checkpoint may hold."""
+
+
+def test_round_trip_is_exact(saved):
+    network, path = saved
+    loaded = network_from_checkpoint(path)
+    assert loaded.settings == network.settings and loaded.skip
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_weights_are_a_plain_state_dict_on_the_cpu(saved):
+    network, path = saved
+    state = torch.load(path, weights_only=True)
+    assert list(state) == list(network.state_dict())
+    assert all(type(value) is torch.Tensor and value.device.type == "cpu" for value in state.values())
+
+
+def test_half_the_bits_load_into_float32(tmp_path, make_network, make_volume):
+    network = make_network()
+    save_weights(network, tmp_path / "full.pt", {})
+    save_weights(network, tmp_path / "half.pt", {}, dtype=torch.bfloat16)
+    assert (tmp_path / "half.pt").stat().st_size < 0.7 * (tmp_path / "full.pt").stat().st_size
+    loaded = network_from_checkpoint(tmp_path / "half.pt")
+    for name, value in network.state_dict().items():
+        assert loaded.state_dict()[name].dtype == torch.float32
+        assert torch.equal(loaded.state_dict()[name], value.bfloat16().float())
+    assert next(network.parameters()).dtype == torch.float32
+
+
+def test_settings_travel_with_the_weights(saved):
+    network, path = saved
+    settings = read_settings(path)
+    assert settings == json.loads(path.with_suffix(".json").read_text())
+    assert settings["sha256"] == sha256_of(path)
+    assert settings["network"] == network.settings
+    assert settings["stage"] == "model" and settings["process"] == {"noise_std": 0.5}
+
+
+def test_settings_that_change_no_weight_can_be_overridden(saved, make_volume):
+    network, path = saved
+    loaded = network_from_checkpoint(path, chunk_tokens=7).eval()
+    assert loaded.local.chunk_tokens == 7
+    x = make_volume(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), network(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_weights(saved, share, one_line):
+    _, path = saved
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    for read in (network_from_checkpoint, load_tensors):
+        with pytest.raises(ValueError) as raised:
+            read(path)
+        one_line(raised, path, "truncated")
+
+
+def test_changed_weights(saved, one_line):
+    _, path = saved
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as raised:
+        network_from_checkpoint(path)
+    one_line(raised, path, "sha256")
+
+
+def test_missing_files(saved, tmp_path, one_line):
+    _, path = saved
+    with pytest.raises(ValueError) as raised:
+        network_from_checkpoint(tmp_path / "none.pt")
+    one_line(raised, tmp_path / "none.pt")
+    path.with_suffix(".json").unlink()
+    with pytest.raises(ValueError) as raised:
+        network_from_checkpoint(path)
+    one_line(raised, path, "model.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"network": {}}'])
+def test_a_json_that_describes_nothing(saved, text, one_line):
+    _, path = saved
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(ValueError) as raised:
+        network_from_checkpoint(path)
+    one_line(raised, path.with_suffix(".json"))
+
+
+@pytest.mark.parametrize("network", [None, {}, {"hidden": 3}])
+def test_a_json_without_the_network(saved, network, one_line):
+    _, path = saved
+    content = {"sha256": sha256_of(path)} | ({} if network is None else {"network": network})
+    path.with_suffix(".json").write_text(json.dumps(content))
+    with pytest.raises(ValueError) as raised:
+        network_from_checkpoint(path)
+    one_line(raised, "model.json")
+
+
+def describe(path):
+    """Makes the JSON beside the weights agree with whatever they now are."""
+    settings = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**settings, "sha256": sha256_of(path)}))
+
+
+def test_foreign_objects_are_not_loaded(saved, one_line):
+    network, path = saved
+    torch.save({**network.state_dict(), "extra": Foreign()}, path)
+    describe(path)
+    with pytest.raises(ValueError) as raised:
+        network_from_checkpoint(path)
+    one_line(raised, path)
+
+
+def test_pickled_code_is_not_run(saved, tmp_path, one_line):
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    _, path = saved
+    path.write_bytes(pickle.dumps({"weight": Harmful()}))
+    describe(path)
+    with pytest.raises(ValueError) as raised:
+        network_from_checkpoint(path)
+    one_line(raised, path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"hello", b"version https://git-lfs.github.com/spec/v1\n", b"\x80" * 9])
+def test_files_that_are_no_checkpoint(tmp_path, content, one_line):
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as raised:
+        load_tensors(path)
+    one_line(raised, path)
+
+
+def test_a_tensor_alone_is_no_state_dict(tmp_path, one_line):
+    torch.save(torch.zeros(3), tmp_path / "model.pt")
+    with pytest.raises(ValueError) as raised:
+        load_tensors(tmp_path / "model.pt")
+    one_line(raised, tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"depth": 3}, ["missing", "residual.blocks.2"]),
+        ({"depth": 1}, ["unknown", "residual.blocks.1"]),
+        ({"hidden_size": 48}, ["another shape", "time.weight"]),
+    ],
+)
+def test_weights_of_another_network(saved, make_network, settings, words, one_line):
+    _, path = saved
+    other = make_network(**settings)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(ValueError) as raised:
+        load_strictly(other, load_tensors(path), path)
+    one_line(raised, path, *words)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_numbers_in_place_of_tensors_are_refused(make_network, one_line):
+    network = make_network(depth=0)
+    with pytest.raises(ValueError) as raised:
+        load_strictly(network, {**network.state_dict(), "time.bias": 3.0}, "model.pt")
+    one_line(raised, "model.pt", "time.bias")
+
+
+def test_failed_writing_leaves_nothing_behind(tmp_path):
+    def fail(part):
+        part.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(tmp_path / "new" / "model.pt", fail)
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "model.pt").write_bytes(b"old")
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(tmp_path / "model.pt", fail)
+    assert (tmp_path / "model.pt").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "new"]
+
+
+def test_saving_over_weights_replaces_both_files(saved, tmp_path):
+    _, path = saved
+    network = build_prdit(24, 4, 0, patch_size=4, stride=2)
+    assert save_weights(network, path, {}) == sha256_of(path) == read_settings(path)["sha256"]
+    assert network_from_checkpoint(path).residual is None
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["model.json", "model.pt"]

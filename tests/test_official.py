@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.networks import network_from_official, official_state_dict
+
+VARIANTS = [("official_prdit_tiny.pt", "layer"), ("official_tf_tiny.pt", "rms")]
+
+
+@pytest.fixture(params=VARIANTS, ids=["prdit", "tf"])
+def official(request):
+    """A tiny network of the authors' code with its recorded outputs, and its kind of norm."""
+    name, norm = request.param
+    return torch.load(Path(__file__).parent / "data" / name, weights_only=True), norm
+
+
+@pytest.fixture
+def weights():
+    return torch.load(Path(__file__).parent / "data" / VARIANTS[0][0], weights_only=True)["state_dict"]
+
+
+def assert_outputs(network, fixture):
+    with torch.no_grad():
+        output = network(fixture["input"], fixture["timesteps"])
+        local, residual = network.forward_parts(fixture["input"], fixture["timesteps"])
+    for ours, theirs in ((output, "output"), (local, "local_output"), (residual, "global_output")):
+        torch.testing.assert_close(ours, fixture[theirs], rtol=0, atol=1e-5)
+        assert fixture[theirs].std() > 1e-2
+
+
+def test_outputs_are_the_published_ones(official):
+    fixture, norm = official
+    assert_outputs(network_from_official(fixture["state_dict"], num_heads=4, norm=norm), fixture)
+
+
+def test_settings_are_read_off_the_shapes(official):
+    fixture, norm = official
+    settings = network_from_official(fixture["state_dict"], num_heads=4, norm=norm).settings
+    expected = {name: fixture["config"][name] for name in ("hidden_size", "depth", "patch_size", "stride", "mlp_ratio")}
+    assert {name: settings[name] for name in expected} == expected
+    assert settings["norm"] == norm and settings["parametrization"] == "none"
+
+
+@pytest.mark.parametrize("key", [None, "model", "ema", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_wrapped_checkpoints(official, key, prefix):
+    fixture, norm = official
+    state = {prefix + name: value for name, value in fixture["state_dict"].items()}
+    checkpoint = state if key is None else {"epoch": 3, key: state}
+    assert_outputs(network_from_official(checkpoint, num_heads=4, norm=norm), fixture)
+
+
+def test_averaged_weights_are_preferred(weights):
+    doubled = {name: 2 * value for name, value in weights.items()}
+    network = network_from_official({"model": doubled, "ema": weights}, num_heads=4, norm="layer")
+    assert torch.equal(network.time.weight, weights["t_embedder.mlp.0.weight"])
+
+
+def test_stored_position_codes_are_left_out(weights):
+    network = network_from_official({**weights, "fine.pos_embed": torch.zeros(1, 64, 24)}, num_heads=4, norm="layer")
+    assert torch.equal(network.time.weight, weights["t_embedder.mlp.0.weight"])
+
+
+def test_export_is_the_original_bit_for_bit(official):
+    fixture, norm = official
+    exported = official_state_dict(network_from_official(fixture["state_dict"], num_heads=4, norm=norm))
+    assert exported.keys() == fixture["state_dict"].keys()
+    assert all(torch.equal(exported[name], value) for name, value in fixture["state_dict"].items())
+
+
+def test_stage_1_alone(weights):
+    """A checkpoint without the transformer gives stage 1."""
+    state = {name: value for name, value in weights.items() if not name.startswith(("fine.", "t_embedder.fine_head"))}
+    network = network_from_official(state, num_heads=4, norm="layer")
+    assert network.residual is None
+    assert official_state_dict(network).keys() == state.keys()
+
+
+def test_unknown_number_of_heads_is_asked_for(weights, one_line):
+    with pytest.raises(ValueError) as raised:
+        network_from_official(weights)
+    one_line(raised, "num_heads", "24")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "t_embedder.mlp.0.weight",
+        "t_embedder.coarse_head.bias",
+        "coarse.mlp_denoise.linear_final.weight",
+        "fine.blocks.1.attn.qkv.weight",
+    ],
+)
+def test_missing_weights_are_named(weights, name, one_line):
+    with pytest.raises(ValueError) as raised:
+        network_from_official({key: value for key, value in weights.items() if key != name}, num_heads=4)
+    one_line(raised, name)
+
+
+def test_unknown_weights_are_named(weights, one_line):
+    with pytest.raises(ValueError) as raised:
+        network_from_official({**weights, "fine.register": torch.zeros(3)}, num_heads=4)
+    one_line(raised, "fine.register")
+
+
+def test_weights_of_another_shape_are_named(weights, one_line):
+    with pytest.raises(ValueError) as raised:
+        network_from_official({**weights, "fine.patch_embedder.fc2.bias": torch.zeros(23)}, num_heads=4)
+    one_line(raised, "fine.patch_embedder.fc2.bias")
+
+
+@pytest.mark.parametrize("checkpoint", [{}, {"model": {}}, {"epoch": 3}, {"conv.weight": torch.zeros(3)}])
+def test_foreign_checkpoints_are_refused(checkpoint, one_line):
+    with pytest.raises(ValueError) as raised:
+        network_from_official(checkpoint, num_heads=4)
+    one_line(raised, "authors' code")

@@ -1,0 +1,453 @@
+import csv
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.engines import SupervisedTrainer
+from monai.inferers import DiffusionInferer
+from monai.transforms import Compose, RandFlipd
+
+from scripts.networks import build_prdit, save_weights
+from scripts.networks.layers import pad_volume
+from scripts.schedulers import CosineSineScheduler
+from scripts.training import (
+    EpochSeed,
+    GradientGuard,
+    LearningRateSchedule,
+    LocalWindowPrepareBatch,
+    LossCSV,
+    LossMetric,
+    NoiseSignalLoss,
+    PaddedLocal,
+    SchedulerPrepareBatch,
+    TrainingCheckpoint,
+    ValidationPrepareBatch,
+    loss_terms,
+    noise_signal_errors,
+    parameters_to_train,
+    trained_module,
+    training_batches,
+    with_frozen_local,
+)
+
+
+def tie_noise_to_image(prepare, times):
+    """Makes the noise a function of the voxel, so that a window of the volume has a known window of the noise."""
+    prepare.get_noise = lambda images: torch.sin(37 * images)
+    prepare.get_timesteps = lambda images: times
+    return prepare
+
+
+# batches
+
+
+def test_batch_asks_the_scheduler(make_volume):
+    torch.manual_seed(0)
+    images = make_volume(64, 1, 4, 4, 4)
+    prepare = SchedulerPrepareBatch(CosineSineScheduler(noise_std=0.5))
+    inputs, target, args, infer = prepare({"image": MetaTensor(images), "index": torch.arange(64)})
+    assert torch.equal(inputs, images) and type(inputs) is torch.Tensor and args == ()
+    assert torch.equal(target, torch.cat([infer["noise"], images], 1))
+    assert float(infer["noise"].std()) == pytest.approx(0.5, abs=0.02)
+    assert infer["timesteps"].shape == (64,) and 0 < infer["timesteps"].min() < infer["timesteps"].max() <= 1000
+
+
+@pytest.mark.parametrize("settings", [{}, {"patch_size": 6, "parametrization": "skip"}, {"patch_size": 2}])
+def test_window_has_the_predictions_and_targets_of_the_whole_volume(make_network, settings):
+    """Wherever the window lies, borders included: the same noisy patches, so the same loss for each of them."""
+    torch.manual_seed(0)
+    network, scheduler = make_network(depth=0, **settings), CosineSineScheduler()
+    images = torch.linspace(-1, 1, 2 * 8 * 10 * 12).reshape(2, 1, 8, 10, 12)  # every voxel has a value of its own
+    times = torch.tensor([120.0, 870.0])
+    prepare = tie_noise_to_image(LocalWindowPrepareBatch(scheduler, network, 2), times)
+    volume_batch = tie_noise_to_image(SchedulerPrepareBatch(scheduler), times)({"image": images})
+    inferer, corners = DiffusionInferer(scheduler), set()
+    with torch.no_grad():
+        whole = inferer(volume_batch[0], network, **volume_batch[3])
+        for _ in range(60):
+            inputs, target, _, infer = prepare({"image": images})
+            prediction = inferer(inputs, PaddedLocal(network), **infer)
+            assert prediction.shape == target.shape == (2, 2, 4, 4, 4)
+            for i in range(2):
+                z, y, x = (int(k) for k in (images[i, 0] == target[i, 1, 0, 0, 0]).nonzero()[0])
+                window = (i, slice(None), slice(z, z + 4), slice(y, y + 4), slice(x, x + 4))
+                assert torch.equal(target[i], volume_batch[1][window])
+                torch.testing.assert_close(prediction[i], whole[window], rtol=0, atol=1e-5)
+                corners.add((z, y, x))
+    assert {z for z, _, _ in corners} == {0, 2, 4}
+    assert {y for _, y, _ in corners} == {0, 2, 4, 6}
+    assert {x for _, _, x in corners} == {0, 2, 4, 6, 8}
+
+
+def test_window_as_large_as_the_volume_has_its_loss_and_gradients(make_network, make_volume):
+    network, scheduler = make_network(depth=0), CosineSineScheduler()
+    images, times, loss = make_volume(2, 1, 6, 8, 8), torch.tensor([120.0, 870.0]), NoiseSignalLoss()
+    inferer, results = DiffusionInferer(scheduler), []
+    for prepare, module in (
+        (SchedulerPrepareBatch(scheduler), network),
+        (LocalWindowPrepareBatch(scheduler, network, 99), PaddedLocal(network)),
+    ):
+        network.zero_grad()
+        inputs, target, _, infer = tie_noise_to_image(prepare, times)({"image": images})
+        value = loss(inferer(inputs, module, **infer), target)
+        value.backward()
+        results.append([value.detach(), *(parameter.grad.clone() for parameter in network.parameters())])
+    for whole, window in zip(*results):
+        torch.testing.assert_close(window, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_of_a_window_is_mirrored_at_the_border(make_network, make_volume):
+    """The noise in the halo is the reflection of the noise inside, as in a padded noisy volume, and unit Gaussian."""
+    torch.manual_seed(0)
+    network = make_network(depth=0, patch_size=8, stride=4)
+    prepare = LocalWindowPrepareBatch(CosineSineScheduler(), network, 99)
+    images = make_volume(4, 1, 8, 12, 16)
+    inputs, target, _, infer = prepare({"image": images})
+    noise, signal = target.chunk(2, 1)
+    assert torch.equal(signal, images) and torch.equal(inputs, pad_volume(images, 8, 4))
+    assert torch.equal(infer["noise"], pad_volume(noise, 8, 4))
+    assert float(noise.std()) == pytest.approx(1, abs=0.03)
+    assert abs(float((noise[0] * noise[1]).mean())) < 0.1
+
+
+def test_stage_1_trains_on_windows(make_network):
+    network, scheduler = make_network(depth=0), CosineSineScheduler()
+    assert training_batches(scheduler, network, 3).tokens_per_side == 3
+    assert type(training_batches(scheduler, network)) is SchedulerPrepareBatch
+
+
+def test_window_of_no_patches_is_refused(make_network):
+    with pytest.raises(ValueError, match="local_window must be 1 or more"):
+        LocalWindowPrepareBatch(CosineSineScheduler(), make_network(depth=0), 0)
+
+
+def test_validation_is_the_same_in_every_run_and_batch(make_volume):
+    images = make_volume(3, 1, 4, 4, 4)
+    prepare = ValidationPrepareBatch(CosineSineScheduler(600), num_times=3)
+
+    def by_volume(*indices):
+        """Per volume: time -> (image, noise)."""
+        batch = {"image": MetaTensor(images[list(indices)]), "index": torch.tensor(indices)}
+        inputs, target, args, infer = prepare(batch)
+        assert torch.equal(target, torch.cat([infer["noise"], inputs], 1)) and args == ()
+        rows = zip(infer["timesteps"].tolist(), inputs, infer["noise"])
+        found = {index: {} for index in indices}
+        for k, (time, image, noise) in enumerate(rows):
+            found[indices[k % len(indices)]][time] = (image, noise)
+        return found
+
+    torch.manual_seed(1)
+    together = by_volume(0, 1, 2)
+    torch.manual_seed(2)
+    for index in range(3):
+        alone = by_volume(index)[index]
+        assert sorted(alone) == sorted(together[index]) == [100, 300, 500]
+        for time, (image, noise) in alone.items():
+            assert torch.equal(image, images[index]) and torch.equal(image, together[index][time][0])
+            assert torch.equal(noise, together[index][time][1])
+    assert not torch.equal(together[0][100.0][1], together[1][100.0][1])
+
+
+def test_validation_leaves_the_global_random_state_alone(make_volume):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    ValidationPrepareBatch(CosineSineScheduler())({"image": make_volume(1, 1, 4, 4, 4), "index": torch.tensor([0])})
+    assert torch.equal(torch.rand(3), expected)
+
+
+# loss
+
+
+def test_errors_of_noise_and_signal(make_volume):
+    target = make_volume(2, 4, 3, 3, 3)
+    prediction = target + torch.tensor([1.0, 3.0, 2.0, 0.0]).reshape(1, 4, 1, 1, 1)
+    noise, signal = noise_signal_errors(prediction, target)
+    assert (float(noise), float(signal)) == pytest.approx((5.0, 2.0), rel=1e-5)
+    assert float(NoiseSignalLoss()(prediction, target)) == pytest.approx(7.0, rel=1e-5)
+    output = {"pred": prediction.requires_grad_(), "label": target}
+    expected = {"loss": pytest.approx(7.0, rel=1e-5), "noise": pytest.approx(5.0), "signal": pytest.approx(2.0)}
+    assert loss_terms(output) == loss_terms([output]) == expected
+
+
+def test_errors_are_computed_in_float32():
+    target = torch.full((1, 2, 8, 8, 8), 100.0)
+    noise, signal = noise_signal_errors((target + 1).bfloat16(), target.bfloat16())
+    assert noise.dtype == torch.float32 and float(noise) == 1.0 and float(signal) == 1.0
+
+
+def test_loss_metric_is_the_mean_over_batches():
+    metrics = {term: LossMetric(term) for term in ("loss", "noise", "signal")}
+    engine = Engine(
+        lambda _, k: {
+            "pred": torch.tensor([[1.0, 2.0]]).reshape(1, 2, 1, 1, 1) * k,
+            "label": torch.zeros(1, 2, 1, 1, 1),
+        }
+    )
+    for name, metric in metrics.items():
+        metric.attach(engine, name)
+    assert engine.run([1.0, 3.0]).metrics == pytest.approx({"loss": 25.0, "noise": 5.0, "signal": 20.0})
+
+
+# handlers
+
+
+def trainer_with_guard(items, max_bad_steps):
+    """MONAI's trainer on a linear layer, with the weights after each step; an item is the value of its batch."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 1)
+    data = [{"image": torch.full((2, 3), float(item)), "label": torch.zeros(2, 1)} for item in items]
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=data,
+        network=network,
+        optimizer=torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.1),
+        loss_function=torch.nn.MSELoss(),
+        train_handlers=[GradientGuard(network, max_bad_steps=max_bad_steps)],
+        decollate=False,
+    )
+    weights = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: weights.append(network.weight.detach().clone()))
+    return trainer, network, weights
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_without_finite_gradient_leaves_the_weights_alone(bad):
+    """Not even weight decay moves them."""
+    trainer, network, weights = trainer_with_guard([1, bad, bad, 1, bad, 1], max_bad_steps=3)
+    trainer.run()
+    moved = [not torch.equal(a, b) for a, b in zip(weights, weights[1:])]
+    assert moved == [False, False, True, False, True]
+    assert torch.isfinite(network.weight).all()
+
+
+def test_training_stops_after_bad_steps_in_a_row(one_line):
+    items = [1, math.nan, 1, math.nan, math.nan, math.nan, 1]
+    trainer, network, weights = trainer_with_guard(items, max_bad_steps=3)
+    with pytest.raises(ValueError) as raised:
+        trainer.run()
+    one_line(raised, "3 steps in a row", "step 6")
+    assert torch.isfinite(network.weight).all() and torch.equal(network.weight, weights[2])
+
+
+def test_gradients_are_clipped_together():
+    network = torch.nn.Linear(3, 1)
+    for parameter, size in zip(network.parameters(), (30.0, 40.0)):
+        parameter.grad = torch.full_like(parameter, size / math.sqrt(parameter.numel()))
+    guard = GradientGuard(network, max_norm=5.0)
+    guard(Engine(lambda *_: None))
+    norms = [float(parameter.grad.norm()) for parameter in network.parameters()]
+    assert norms == pytest.approx([3.0, 4.0], rel=1e-4)
+    guard.max_norm = 10.0
+    guard(Engine(lambda *_: None))
+    assert [float(parameter.grad.norm()) for parameter in network.parameters()] == pytest.approx(norms, rel=1e-6)
+
+
+def rates(schedule, **settings):
+    """Learning rates of 10 steps in 2 epochs."""
+    network = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD([{"params": [network.weight], "lr": 2.0}, {"params": [network.bias], "lr": 1.0}])
+    handler, seen = LearningRateSchedule(optimizer, **settings), []
+    engine = Engine(lambda *_: seen.append(tuple(group["lr"] for group in optimizer.param_groups)))
+    handler.attach(engine)
+    if schedule:  # a continued run
+        engine.load_state_dict({"iteration": schedule, "max_epochs": 2, "epoch_length": 5})
+    engine.run(range(5), max_epochs=2)
+    assert all(first == pytest.approx(2 * second) for first, second in seen)
+    return [second for _, second in seen]
+
+
+def test_learning_rate_is_constant_as_in_the_paper():
+    assert rates(0) == [1.0] * 10
+
+
+def test_learning_rate_warms_up_and_decays():
+    decay = [0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(1, 7)]
+    expected = [0.25, 0.5, 0.75, 1.0, *decay]
+    assert rates(0, warmup_steps=4, decay_to=0.2) == pytest.approx(expected)
+    assert rates(0, warmup_steps=4, decay_to=0.2)[-1] == pytest.approx(0.2)
+    assert rates(5, warmup_steps=4, decay_to=0.2) == pytest.approx(expected[5:])
+
+
+def draws(start_epoch, **settings):
+    """What PyTorch and a random transform draw in epochs up to 3; start_epoch epochs are already done."""
+    transform = Compose([RandFlipd("image", prob=0.5, spatial_axis=0)])
+    image = {"image": torch.arange(4.0).reshape(1, 4, 1, 1)}
+    seen = []
+    engine = Engine(
+        lambda e, _: seen.append((e.state.epoch, float(torch.rand(())), float(transform(image)["image"][0, 0, 0, 0])))
+    )
+    EpochSeed(transform=transform, **settings).attach(engine)
+    if start_epoch:
+        engine.load_state_dict({"iteration": 20 * start_epoch, "max_epochs": 3, "epoch_length": 20})
+    engine.run(range(20), max_epochs=3)
+    return seen
+
+
+def test_continued_run_draws_what_an_unbroken_one_would():
+    torch.manual_seed(5)
+    unbroken = draws(0, seed=3)
+    torch.manual_seed(6)
+    assert draws(1, seed=3) == unbroken[20:] and draws(2, seed=3) == unbroken[40:]
+    assert {flipped for _, _, flipped in unbroken} == {0.0, 3.0}
+
+
+def test_epochs_seeds_and_ranks_draw_differently():
+    runs = [draws(0, seed=3), draws(0, seed=4), draws(0, seed=3, rank=1)]
+    numbers = [number for run in runs for _, number, _ in run]
+    assert len(set(numbers)) == len(numbers) == 180
+
+
+# stages
+
+
+@pytest.fixture
+def stage1(tmp_path, make_network):
+    """Trained weights of stage 1, as a network and as a file."""
+    network = make_network(depth=0, parametrization="skip")
+    save_weights(network, tmp_path / "local.pt", {"stage": "local"})
+    return network, tmp_path / "local.pt"
+
+
+def build_stage2(**settings):
+    torch.manual_seed(1)
+    base = {"hidden_size": 24, "num_heads": 4, "depth": 2, "patch_size": 4, "stride": 2, "parametrization": "skip"}
+    return build_prdit(**{**base, **settings})
+
+
+def test_stage_2_starts_as_stage_1_and_leaves_it_alone(stage1, make_volume):
+    local, path = stage1
+    network = with_frozen_local(build_stage2(), path)
+    x, times = make_volume(2, 1, 4, 6, 4), torch.tensor([50.0, 950.0])
+    before = local(x, times)
+    assert torch.equal(network(x, times), before)
+
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert frozen == set(local.state_dict()) == {n for n in network.state_dict() if n.startswith(("time.", "local."))}
+    trained = parameters_to_train(network)
+    assert {id(p) for p in trained} == {id(p) for p in network.residual.parameters()}
+
+    optimizer = torch.optim.AdamW(trained, lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(x, times).square().mean().backward()
+        optimizer.step()
+    assert torch.equal(network.forward_parts(x, times)[0], before)
+    assert not torch.allclose(network(x, times), before, atol=1e-3)
+
+
+def test_the_transformer_may_have_patches_of_its_own(stage1, make_volume):
+    local, path = stage1
+    network = with_frozen_local(build_stage2(patch_size=6, stride=6, local_patch_size=4, local_stride=2), path)
+    x = make_volume(1, 1, 6, 6, 6)
+    assert torch.equal(network(x), local(x))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hidden_size": 48}, ["hidden_size 24 there, 48 here"]),
+        ({"parametrization": "none"}, ["parametrization skip there, none here"]),
+        ({"norm": "rms"}, ["norm layer there, rms here"]),
+        ({"in_channels": 2}, ["in_channels 1 there, 2 here"]),
+        ({"patch_size": 6}, ["(4, 2) there, (6, 2) here"]),
+        ({"hidden_size": 48, "local_stride": 4}, ["hidden_size", "(4, 2) there, (4, 4) here"]),
+    ],
+)
+def test_stage_1_that_does_not_fit_is_refused(stage1, settings, words, one_line):
+    _, path = stage1
+    with pytest.raises(ValueError) as raised:
+        with_frozen_local(build_stage2(**settings), path)
+    one_line(raised, path, *words)
+
+
+def test_stage_2_needs_a_transformer_and_stage_1(stage1, tmp_path, one_line):
+    _, path = stage1
+    with pytest.raises(ValueError) as raised:
+        with_frozen_local(build_stage2(depth=0), path)
+    one_line(raised, "depth")
+    with pytest.raises(ValueError) as raised:
+        with_frozen_local(build_stage2(), tmp_path / "none.pt")
+    one_line(raised, tmp_path / "none.pt", "train stage 1")
+    save_weights(build_stage2(), tmp_path / "model.pt", {"stage": "model"})
+    with pytest.raises(ValueError) as raised:
+        with_frozen_local(build_stage2(), tmp_path / "model.pt")
+    one_line(raised, tmp_path / "model.pt", "residual")
+
+
+def test_windows_are_for_stage_1(make_network, one_line):
+    assert isinstance(trained_module(make_network(depth=0), 4), PaddedLocal)
+    network = make_network(depth=1)
+    assert trained_module(network, 0) is network
+    with pytest.raises(ValueError) as raised:
+        trained_module(network, 4)
+    one_line(raised, "local_window", "set it to 0")
+
+
+# files of a run
+
+
+def run_with_checkpoints(folder, network, losses, keep=2):
+    """A run whose epochs validate with the given losses and move every weight by 1."""
+    optimizer, average = torch.optim.SGD(network.parameters(), lr=1.0), build_stage2(depth=0)
+    evaluator = Engine(lambda *_: None)
+
+    def step(*_):
+        with torch.no_grad():
+            for parameter, copy in zip(network.parameters(), average.parameters()):
+                parameter += 1
+                copy.copy_(parameter)
+        return {"pred": torch.ones(1, 2, 1, 1, 1), "label": torch.zeros(1, 2, 1, 1, 1)}
+
+    def validate(engine):
+        evaluator.state.epoch, evaluator.state.metrics = engine.state.epoch, {
+            "val_loss": losses[engine.state.epoch - 1]
+        }
+
+    trainer = Engine(step)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    TrainingCheckpoint(str(folder), "local", network, average, optimizer, evaluator, {"stage": "local"}, keep).attach(
+        trainer
+    )
+    LossCSV(folder / "losses.csv", optimizer, evaluator).attach(trainer)
+    trainer.run(range(3), max_epochs=len(losses))
+    return trainer
+
+
+def test_best_weights_and_last_checkpoints_are_kept(tmp_path):
+    torch.manual_seed(0)
+    network = build_stage2(depth=0)
+    start = network.time.bias.detach().clone()
+    run_with_checkpoints(tmp_path, network, [3.0, 1.0, 2.0])
+    best = torch.load(tmp_path / "local.pt", weights_only=True)
+    torch.testing.assert_close(best["time.bias"], start + 6)  # after the second epoch of three steps
+    names = {path.name for path in tmp_path.glob("*.pt")}
+    assert names == {"local.pt", "local_checkpoint_epoch=2.pt", "local_checkpoint_epoch=3.pt"}
+
+
+def test_a_new_run_continues_the_broken_one(tmp_path):
+    first = build_stage2(depth=0)
+    start = first.time.bias.detach().clone()
+    run_with_checkpoints(tmp_path, first, [3.0, 1.0])
+    second = build_stage2(depth=0)
+    trainer = run_with_checkpoints(tmp_path, second, [3.0, 1.0, 2.0, 0.5])
+    assert trainer.state.epoch == 4 and trainer.state.iteration == 12
+    torch.testing.assert_close(second.time.bias.detach(), start + 12)
+    torch.testing.assert_close(torch.load(tmp_path / "local.pt", weights_only=True)["time.bias"], start + 12)
+    names = {path.name for path in tmp_path.glob("*epoch*.pt")}
+    assert names == {"local_checkpoint_epoch=3.pt", "local_checkpoint_epoch=4.pt"}
+    with open(tmp_path / "losses.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["epoch"]), int(row["step"])) for row in rows] == [(1, 3), (2, 6), (3, 9), (4, 12)]
+    assert [float(row["val_loss"]) for row in rows] == [3.0, 1.0, 2.0, 0.5]
+    assert {(float(row["train_loss"]), float(row["train_noise"])) for row in rows} == {(2.0, 1.0)}
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path, one_line):
+    run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0])
+    with pytest.raises(ValueError) as raised:
+        run_with_checkpoints(tmp_path, build_stage2(depth=0, hidden_size=48), [1.0])
+    one_line(raised, "local_checkpoint_epoch=1.pt", "ckpt_dir")
