@@ -23,7 +23,9 @@ def bundle(run_id: str, stack: list[str], **settings: object) -> None:
     """One command of the bundle, as a user types it."""
     files = str([str(CONFIGS / f"{name}.yaml") for name in stack])
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", run_id, "--config_file", files]
-    subprocess.run(command + [part for name, value in settings.items() for part in (f"--{name}", str(value))], check=True)
+    subprocess.run(
+        command + [part for name, value in settings.items() for part in (f"--{name}", str(value))], check=True
+    )
 
 
 def main() -> None:

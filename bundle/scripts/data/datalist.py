@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Union
+
+import itk
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 VALIDATION_SHARE = 0.1
@@ -25,7 +27,7 @@ def ct_datalist(
 
     Returns:
         {'training': items, 'validation': items}; an item has 'image', the path of a file or DICOM folder or the
-        seed of a phantom, 'series' for a DICOM series, and 'index', its number in the list.
+        seed of a phantom, 'series' with the files of a DICOM series, and 'index', its number in the list.
 
     Raises:
         ValueError: in one line, when the folder is missing or holds no CT, or dataset.json is wrong.
@@ -88,11 +90,10 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _series_of(directory: Path) -> list[Optional[str]]:
-    """Series of at least 8 slices in a folder; scouts and reports are shorter."""
-    import itk
-
+def _series_of(directory: Path) -> list[list[str]]:
+    """Files of each series of at least 8 slices in a folder, sorted by position; scouts and reports are shorter."""
     names = itk.GDCMSeriesFileNames.New()
     names.SetUseSeriesDetails(True)
     names.SetDirectory(str(directory))
-    return [uid for uid in names.GetSeriesUIDs() if len(names.GetFileNames(uid)) >= 8]
+    series = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
+    return [files for files in series if len(files) >= 8]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..networks.prdit import PRDiT
+from ..schedulers import CosineSineScheduler
 from .inferer import has_fast_bf16
 
 
@@ -43,7 +44,7 @@ class SeedSampler(Inferer):
 
     def __init__(
         self,
-        scheduler: nn.Module,
+        scheduler: CosineSineScheduler,
         num_inference_steps: int,
         grid: Sequence[int],
         hu_window: Sequence[float] = (-1000.0, 1000.0),
@@ -52,7 +53,8 @@ class SeedSampler(Inferer):
     ) -> None:
         self.scheduler, self.shape = scheduler, (in_channels, *grid)
         self.hu_min, self.hu_max = hu_window
-        self.num_volumes, self.bar = num_volumes, None
+        self.num_volumes = num_volumes
+        self.bar: Optional[tqdm] = None
         scheduler.set_timesteps(num_inference_steps)
 
     @torch.no_grad()
@@ -69,8 +71,10 @@ class SeedSampler(Inferer):
             total = self.num_volumes * self.scheduler.num_inference_steps
             self.bar = tqdm(total=total, unit="step", desc=f"sampling {self.num_volumes} volumes", dynamic_ncols=True)
 
+        bar = self.bar
+
         def counted(x: Tensor, timesteps: Tensor, context: Optional[Tensor] = None) -> Tensor:
-            self.bar.update(len(x))
+            bar.update(len(x))
             return network(x, timesteps, context)
 
         sample = DiffusionInferer(self.scheduler).sample(noise, counted, verbose=False)

@@ -49,7 +49,7 @@ def load_tensors(path: PathLike) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(f"{path} holds more than tensors and plain numbers; it was not loaded") from None
-    except (RuntimeError, EOFError, BadZipFile, OSError):
+    except (RuntimeError, EOFError, BadZipFile, OSError, LookupError, ValueError):
         raise ValueError(f"{path} is no readable checkpoint, or is truncated; copy or train it again") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state dict")
@@ -102,7 +102,7 @@ def read_settings(path: PathLike) -> dict:
     try:
         settings = json.loads(path.read_text())
         expected = settings["sha256"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not the description of a checkpoint") from None
     if sha256_of(weights) != expected:
         raise ValueError(f"{weights} is truncated or not the file that {path.name} describes (sha256 differs)")
@@ -119,7 +119,10 @@ def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> PRDiT:
     Raises:
         ValueError: in one line, see `read_settings`, `load_tensors`, `load_strictly`.
     """
-    network = build_prdit(**{**read_settings(ckpt_path)["network"], **overrides})
+    try:
+        network = build_prdit(**{**read_settings(ckpt_path)["network"], **overrides})
+    except (KeyError, TypeError):
+        raise ValueError(f"{Path(ckpt_path).with_suffix('.json')} does not describe a network of this bundle") from None
     load_strictly(network, load_tensors(ckpt_path), ckpt_path)
     return network
 

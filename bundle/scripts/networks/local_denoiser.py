@@ -7,7 +7,17 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .layers import AdaptiveModulation, SwiGLU, make_norm, modulate, pad_volume, patchify, token_grid, unpatchify, zero_init
+from .layers import (
+    AdaptiveModulation,
+    SwiGLU,
+    make_norm,
+    modulate,
+    pad_volume,
+    patchify,
+    token_grid,
+    unpatchify,
+    zero_init,
+)
 
 
 class LocalDenoiser(nn.Module):

@@ -48,9 +48,7 @@ def _official_names(name: str) -> list[str]:
         stem = f"coarse.mlp_denoise.mlp{fused[1]}."
         return [f"{stem}fc1_g.{fused[2]}", f"{stem}fc1_x.{fused[2]}"]
     block = re.fullmatch(r"residual\.blocks\.(\d+)\.(.+)", name)
-    prefixes, rest, stem = (
-        (_BLOCK_PARTS, block[2], f"fine.blocks.{block[1]}.") if block else (_PREFIXES, name, "")
-    )
+    prefixes, rest, stem = (_BLOCK_PARTS, block[2], f"fine.blocks.{block[1]}.") if block else (_PREFIXES, name, "")
     for ours, theirs in prefixes:
         if rest.startswith(ours):
             return [stem + theirs + rest[len(ours) :]]
@@ -73,8 +71,11 @@ def _bare_state(checkpoint: dict) -> dict[str, Tensor]:
             checkpoint = checkpoint[key]
             break
     state = {str(name).removeprefix("module."): value for name, value in checkpoint.items()}
-    if "t_embedder.mlp.0.weight" not in state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError("this is no PRDiT checkpoint of the authors' code: 't_embedder.mlp.0.weight' is missing")
+    for name in ("t_embedder.mlp.0.weight", "coarse.mlp_denoise.linear_final.weight"):
+        if getattr(state.get(name), "ndim", 0) != 2:
+            raise ValueError(f"this is no PRDiT checkpoint of the authors' code: '{name}' is missing")
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("this is no PRDiT checkpoint of the authors' code: it holds more than tensors")
     # The fixed position code is computed, not loaded.
     return {name: value for name, value in state.items() if not name.endswith("pos_embed")}
 
@@ -120,6 +121,10 @@ def _load(state: dict[str, Tensor], num_heads: Optional[int], norm: str) -> PRDi
     if set(state) != known:
         missing, extra = sorted(known - set(state)), sorted(set(state) - known)
         raise ValueError(f"the checkpoint is of another network: missing {missing[:3]}, unknown {extra[:3]}")
+    shapes = {name: value.shape for name, value in official_state_dict(network).items()}
+    wrong = [name for name in shapes if shapes[name] != state[name].shape]
+    if wrong:
+        raise ValueError(f"{wrong[0]} of the checkpoint is {list(state[wrong[0]].shape)}, not {list(shapes[wrong[0]])}")
     ours = {name: torch.cat([state[theirs].float() for theirs in names]) for name, names in wanted.items()}
     network.load_state_dict(ours, strict=True)
     return network.eval()

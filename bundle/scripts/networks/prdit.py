@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, Optional, Tuple
+import re
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -46,7 +47,7 @@ class PRDiT(nn.Module):
         if parametrization not in ("none", "skip"):
             raise ValueError(f"parametrization must be 'none' or 'skip', got '{parametrization}'")
         self.skip, self.num_train_timesteps = parametrization == "skip", num_train_timesteps
-        self.settings: Dict[str, Any] = {}  # what `build_prdit` was called with; goes with the weights
+        self.settings = dict[str, Any]()  # what `build_prdit` was called with; goes with the weights
         self.time = nn.Linear(256, time_size)
         self.local = local
         self.residual = residual
@@ -147,11 +148,19 @@ def build_prdit(
         ValueError: when sizes do not fit each other.
     """
     settings = dict(locals())
-    if depth < 0:
-        raise ValueError(f"depth must be 0 or more, got {depth}")
+    if depth < 0 or in_channels < 1 or hidden_size < 1:
+        raise ValueError(
+            f"depth must be 0 or more, in_channels and hidden_size 1 or more, got {depth}, {in_channels}, {hidden_size}"
+        )
     out_channels = 2 * in_channels
     local = LocalDenoiser(
-        in_channels, out_channels, local_patch_size or patch_size, local_stride or stride, hidden_size, norm, chunk_tokens
+        in_channels,
+        out_channels,
+        local_patch_size or patch_size,
+        local_stride or stride,
+        hidden_size,
+        norm,
+        chunk_tokens,
     )
     residual = None
     if depth:
@@ -168,12 +177,12 @@ def build_prdit(
 
 def preset_settings(name: str, **overrides: Any) -> dict:
     """The settings of `build_prdit` for a published size, for instance 'PRDiT-B/4'; None overrides nothing."""
-    size, _, depth = name.removeprefix("PRDiT-").partition("/")
-    if size not in SIZES or not depth.isdigit():
+    match = re.fullmatch(r"(?:PRDiT-)?([A-Z]+)/([0-9]+)", name)
+    if match is None or match[1] not in SIZES:
         raise ValueError(f"preset must be PRDiT-SIZE/DEPTH with SIZE of {', '.join(SIZES)}, got '{name}'")
-    hidden_size, num_heads = SIZES[size]
+    hidden_size, num_heads = SIZES[match[1]]
     given = {name: value for name, value in overrides.items() if value is not None}
-    return {"hidden_size": hidden_size, "num_heads": num_heads, "depth": int(depth), **given}
+    return {"hidden_size": hidden_size, "num_heads": num_heads, "depth": int(match[2]), **given}
 
 
 def prdit_preset(name: str, **overrides: Any) -> PRDiT:

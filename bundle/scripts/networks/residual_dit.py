@@ -35,7 +35,7 @@ class Attention(nn.Module):
 
     def __init__(self, size: int, num_heads: int, kernel: str = "auto") -> None:
         super().__init__()
-        if size % num_heads:
+        if num_heads < 1 or size % num_heads:
             raise ValueError(f"hidden_size {size} must be a multiple of num_heads {num_heads}")
         if kernel not in ("auto", "sdpa", "xformers"):
             raise ValueError(f"attention must be 'auto', 'sdpa' or 'xformers', got '{kernel}'")

@@ -74,7 +74,7 @@ class CosineSineScheduler(Scheduler):
 
     def _cos_sin(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of each volume's angle, (B, 1, 1, ...), computed in float64 and cast to float32."""
-        theta = self.theta(timesteps.to(like.device).double())  # type: ignore[arg-type]
+        theta = timesteps.to(like.device).double() * (0.5 * math.pi / self.num_train_timesteps)
         theta = theta.reshape(-1, *[1] * (like.ndim - 1))
         return theta.cos().float(), theta.sin().float()
 

@@ -10,13 +10,15 @@ from monai.engines import DiffusionPrepareBatch, PrepareBatch
 from monai.engines.utils import default_prepare_batch
 from torch import Tensor, nn
 
+from ..networks.layers import token_grid
 from ..networks.prdit import PRDiT
+from ..schedulers import CosineSineScheduler
 
 
 class SchedulerPrepareBatch(DiffusionPrepareBatch):
     """Asks the scheduler for noise, times and target, so that no trainer knows which process it trains."""
 
-    def __init__(self, scheduler: nn.Module) -> None:
+    def __init__(self, scheduler: CosineSineScheduler) -> None:
         super().__init__(scheduler.num_train_timesteps)
         self.scheduler = scheduler
 
@@ -54,7 +56,7 @@ class LocalWindowPrepareBatch(SchedulerPrepareBatch):
         tokens_per_side: side of the block in patches.
     """
 
-    def __init__(self, scheduler: nn.Module, network: PRDiT, tokens_per_side: int) -> None:
+    def __init__(self, scheduler: CosineSineScheduler, network: PRDiT, tokens_per_side: int) -> None:
         super().__init__(scheduler)
         if tokens_per_side < 1:
             raise ValueError(f"local_window must be 1 or more patches, got {tokens_per_side}")
@@ -73,9 +75,9 @@ class LocalWindowPrepareBatch(SchedulerPrepareBatch):
     def _random_window(self, volume: Tensor) -> tuple[Tensor, Tensor]:
         """A piece of a volume (C, D, H, W) and its noise, as cut from the two after padding by reflection."""
         indices = []
-        for side in volume.shape[1:]:
-            count = min(self.tokens_per_side, side // self.stride)
-            start = int(torch.randint(side // self.stride - count + 1, ())) * self.stride - self.halo
+        for side, tokens in zip(volume.shape[1:], token_grid(list(volume.shape[1:]), self.stride)):
+            count = min(self.tokens_per_side, tokens)
+            start = int(torch.randint(tokens - count + 1, ())) * self.stride - self.halo
             index = torch.arange(start, start + count * self.stride + 2 * self.halo, device=volume.device).abs()
             indices.append(torch.where(index < side, index, 2 * side - 2 - index))
         # noise is drawn for the voxels in reach alone, and mirrored with them
@@ -86,7 +88,7 @@ class LocalWindowPrepareBatch(SchedulerPrepareBatch):
         return volume, noise
 
 
-def training_batches(scheduler: nn.Module, network: PRDiT, local_window: int = 0) -> SchedulerPrepareBatch:
+def training_batches(scheduler: CosineSineScheduler, network: PRDiT, local_window: int = 0) -> SchedulerPrepareBatch:
     """Batches of whole volumes, or in stage 1 of blocks of `local_window` patches a side."""
     if local_window:
         return LocalWindowPrepareBatch(scheduler, network, local_window)
@@ -113,7 +115,7 @@ class ValidationPrepareBatch(PrepareBatch):
         seed: of the noise; volume i of the validation set always gets the noise of seed + i.
     """
 
-    def __init__(self, scheduler: nn.Module, num_times: int = 10, seed: int = 0) -> None:
+    def __init__(self, scheduler: CosineSineScheduler, num_times: int = 10, seed: int = 0) -> None:
         self.scheduler, self.num_times, self.seed = scheduler, num_times, seed
 
     def __call__(

@@ -39,7 +39,9 @@ def with_frozen_local(network: PRDiT, local_ckpt: Union[str, Path]) -> PRDiT:
     if not Path(local_ckpt).is_file():
         raise ValueError(f"stage 2 needs stage 1's weights at {local_ckpt}: train stage 1 with the same ckpt_dir first")
     theirs, ours = read_settings(local_ckpt)["network"], network.settings
-    facts = [f"{name} {theirs[name]} there, {ours[name]} here" for name in _LOCAL_SETTINGS if theirs[name] != ours[name]]
+    facts = [
+        f"{name} {theirs[name]} there, {ours[name]} here" for name in _LOCAL_SETTINGS if theirs[name] != ours[name]
+    ]
     if _local_grid(theirs) != _local_grid(ours):
         facts.append(f"patch size and stride {_local_grid(theirs)} there, {_local_grid(ours)} here")
     if facts:
