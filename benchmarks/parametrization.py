@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--local_epochs", type=int, default=40)
-    parser.add_argument("--global_epochs", type=int, default=30)
+    parser.add_argument("--global_epochs", type=int, default=15)
     parser.add_argument("--num_samples", type=int, default=32)
     args = parser.parse_args()
     reference = phantoms(64, GRID, FIELD_OF_VIEW_MM)

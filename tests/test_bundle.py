@@ -114,6 +114,28 @@ def test_stage_2_refuses_a_stage_1_that_does_not_fit(trained):
         train(2, trained, local_stride=1, local_patch_size=3)
 
 
+def test_stage_2_does_not_continue_on_another_stage_1(trained, tmp_path):
+    shutil.copytree(trained / "ckpt", tmp_path / "ckpt")
+    for name in ("local_checkpoint_epoch=11.pt", "local_checkpoint_epoch=12.pt", "local.pt", "local.json"):
+        (tmp_path / "ckpt" / name).unlink()
+    train(1, tmp_path, max_epochs=1, seed=1)
+    with refused("another stage 1"):
+        train(2, tmp_path, max_epochs=8)
+
+
+def test_the_overlay_of_the_paper(tmp_path):
+    """The stack of the docs at a tiny size: both stages of the paper's network."""
+    keep = ("grid", "num_phantoms", "num_validation_phantoms", "batch_size", "num_validation_times", "device", "ckpt_dir")
+    for stage in (1, 2):
+        (base, *rest), settings = training(stage, tmp_path)
+        settings = {name: settings[name] for name in keep}
+        size = {"preset": "PRDiT-XS/1", "patch_size": 6, "stride": 4, "max_epochs": 1}
+        run("training", [base, "paper_128", *rest], **settings, **size)
+    network = json.loads((tmp_path / "ckpt" / "model.json").read_text())["network"]
+    assert (network["hidden_size"], network["num_heads"], network["depth"]) == (192, 6, 1)
+    assert network["local_patch_size"] is None and network["local_stride"] is None
+
+
 def test_stage_2_without_stage_1(tmp_path):
     with refused("train stage 1"):
         train(2, tmp_path)

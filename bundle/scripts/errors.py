@@ -50,7 +50,7 @@ def is_bad_input(error: BaseException) -> bool:
 def _print_error(kind: type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
     cause = root_cause(error)
     if is_bad_input(cause) and not os.environ.get("PRDIT_TRACEBACK"):
-        print(f"error: {cause}", file=sys.stderr)
+        print(f"\nerror: {cause}", file=sys.stderr)  # a progress bar may have left the line open
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -143,10 +143,10 @@ class TrainingCheckpoint:
         self.ema_network, self.keep, self.interval, self.enabled = ema_network, keep, interval, enabled
         self.best_loss = math.inf
 
-    def state_dict(self) -> dict[str, float]:
-        return {"best_loss": self.best_loss}
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_loss": self.best_loss, "local_sha256": self.settings.get("local_sha256")}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_loss = state["best_loss"]
 
     def attach(self, engine: Engine) -> None:
@@ -155,6 +155,7 @@ class TrainingCheckpoint:
         if path is not None:
             self._check(path)
             CheckpointLoader(path, self.objects, map_location="cpu").attach(engine)
+        engine.add_event_handler(Events.COMPLETED, self.validate_last)
         if self.enabled:
             saver = DiskSaver(str(self.ckpt_dir), atomic=True, create_dir=False, require_empty=False)
             self.checkpoint = Checkpoint(
@@ -175,6 +176,15 @@ class TrainingCheckpoint:
         theirs = {name: value.shape for name, value in state.get("network", {}).items()}
         if own != theirs:
             raise ValueError(f"{path} is of another network; choose another ckpt_dir to start a new run")
+        if state.get("best", {}).get("local_sha256") != self.settings.get("local_sha256"):
+            raise ValueError(f"{path} was trained on another stage 1 than local.pt; remove it, or bring that back")
+
+    def validate_last(self, engine: Engine) -> None:
+        """Validates the end of a run whose length is no multiple of the validation's interval."""
+        if self.evaluator.state.epoch != engine.state.epoch:
+            self.evaluator.run(engine.state.epoch)
+            if self.enabled:
+                self.save_best(engine)
 
     def save_best(self, engine: Engine) -> None:
         if self.evaluator.state.epoch != engine.state.epoch:
