@@ -1,6 +1,6 @@
 """The validation loss of both stages as a picture. Run by hand:
 
-    python benchmarks/plot_losses.py CKPT_DIR bundle/docs/loss.png
+python benchmarks/plot_losses.py CKPT_DIR bundle/docs/loss.png
 """
 
 from __future__ import annotations

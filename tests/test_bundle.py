@@ -68,7 +68,7 @@ def sample(**settings):
 
 
 @contextmanager
-def refused(*facts):
+def assert_refused(*facts):
     """Bad input: an error of ours that says the facts in one line, which `errors` prints without a traceback."""
     with pytest.raises((ValueError, RuntimeError)) as caught:
         yield
@@ -110,7 +110,7 @@ def test_stage_2_stores_the_hash_of_stage_1_and_leaves_it_as_it_was(trained):
 
 
 def test_stage_2_refuses_a_stage_1_that_does_not_fit(trained):
-    with refused("local.pt", "patch size and stride"):
+    with assert_refused("local.pt", "patch size and stride"):
         train(2, trained, local_stride=1, local_patch_size=3)
 
 
@@ -119,13 +119,21 @@ def test_stage_2_does_not_continue_on_another_stage_1(trained, tmp_path):
     for name in ("local_checkpoint_epoch=11.pt", "local_checkpoint_epoch=12.pt", "local.pt", "local.json"):
         (tmp_path / "ckpt" / name).unlink()
     train(1, tmp_path, max_epochs=1, seed=1)
-    with refused("another stage 1"):
+    with assert_refused("another stage 1"):
         train(2, tmp_path, max_epochs=8)
 
 
 def test_the_overlay_of_the_paper(tmp_path):
     """The stack of the docs at a tiny size: both stages of the paper's network."""
-    keep = ("grid", "num_phantoms", "num_validation_phantoms", "batch_size", "num_validation_times", "device", "ckpt_dir")
+    keep = (
+        "grid",
+        "num_phantoms",
+        "num_validation_phantoms",
+        "batch_size",
+        "num_validation_times",
+        "device",
+        "ckpt_dir",
+    )
     for stage in (1, 2):
         (base, *rest), settings = training(stage, tmp_path)
         settings = {name: settings[name] for name in keep}
@@ -137,7 +145,7 @@ def test_the_overlay_of_the_paper(tmp_path):
 
 
 def test_stage_2_without_stage_1(tmp_path):
-    with refused("train stage 1"):
+    with assert_refused("train stage 1"):
         train(2, tmp_path)
 
 
@@ -204,7 +212,7 @@ def test_a_broken_sampling_run_continues_and_never_overwrites(trained, tmp_path,
     assert first.stat().st_mtime_ns == before and (tmp_path / "out" / "seed_000002.json").is_file()
     sample(num_samples=3, **settings)
     assert "0 volumes written" in capsys.readouterr().out
-    with refused("num_inference_steps"):
+    with assert_refused("num_inference_steps"):
         sample(num_samples=3, **{**settings, "num_inference_steps": 3})
     assert first.stat().st_mtime_ns == before
     sample(num_samples=1, **{**settings, "num_inference_steps": 3}, overwrite=True)
@@ -225,7 +233,7 @@ def test_a_broken_sampling_run_continues_and_never_overwrites(trained, tmp_path,
 )
 def test_bad_settings_of_sampling(trained, tmp_path, settings, fact):
     given = {"ckpt_path": trained / "ckpt" / "model.pt", "output_dir": tmp_path / "out", "num_inference_steps": 2}
-    with refused(fact):
+    with assert_refused(fact):
         sample(**{**given, **settings})
 
 
@@ -253,13 +261,13 @@ def test_bad_input_is_one_line_and_a_status(trained, tmp_path):
 )
 def test_bad_settings_of_training(tmp_path, monkeypatch, settings, fact):
     monkeypatch.chdir(tmp_path)
-    with refused(fact):
+    with assert_refused(fact):
         train(1, tmp_path, **settings)
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkpoint(tmp_path):
     train(1, tmp_path, max_epochs=1)
-    with refused("not finite in 3 steps in a row", "checkpoint is kept"):
+    with assert_refused("not finite in 3 steps in a row", "checkpoint is kept"):
         train(1, tmp_path, max_epochs=30, lr=1.0e30, max_bad_steps=3, warmup_steps=0)
     best = torch.load(tmp_path / "ckpt" / "local.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in best.values())
@@ -286,8 +294,8 @@ def test_import_official_sample_and_export(tmp_path, monkeypatch, capsys):
     sample(ckpt_path="ours/model.pt", num_inference_steps=2, num_samples=1, output_dir="out")
     run("run", ["export"], ckpt_path="ours/model.pt", output_path="half/model.pt")
     assert Path("half/model.pt").stat().st_size < 0.6 * Path("ours/model.pt").stat().st_size
-    with refused("exists already"):
+    with assert_refused("exists already"):
         run("run", ["import_official"], **settings, norm="layer")
     torch.save({"a": torch.zeros(2)}, "foreign.pt")
-    with refused("no PRDiT checkpoint"):
+    with assert_refused("no PRDiT checkpoint"):
         run("run", ["import_official"], **{**settings, "official_ckpt": "foreign.pt", "ckpt_path": "new.pt"})

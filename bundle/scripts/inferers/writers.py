@@ -126,7 +126,11 @@ class VolumeWriter:
             self.store.save(seed, volume[0].cpu().numpy(), affine)
 
     def write_preview(self) -> None:
-        volumes = [nib.Nifti1Image.from_filename(self.store.path(seed)) for seed in self.preview if self.store.path(seed).is_file()]
+        volumes = [
+            nib.Nifti1Image.from_filename(self.store.path(seed))
+            for seed in self.preview
+            if self.store.path(seed).is_file()
+        ]
         picture = preview_picture([np.asanyarray(image.dataobj) for image in volumes], self.field_of_view_mm)
         write_atomically(self.store.folder / "preview.png", lambda part: picture.save(part, format="png"))
 

@@ -30,6 +30,14 @@ def token_grid(spatial_shape: List[int], stride: int) -> List[int]:
     return [side // stride for side in spatial_shape]
 
 
+def check_patches(patch_size: int, stride: int) -> None:
+    """Raises a ValueError when patches of this size cannot be centred on blocks of this stride."""
+    if stride < 1 or patch_size < stride or (patch_size - stride) % 2:
+        raise ValueError(
+            f"patch_size - stride must be even and not negative, got patch_size {patch_size} and stride {stride}"
+        )
+
+
 def pad_volume(volume: Tensor, patch_size: int, stride: int) -> Tensor:
     """Reflects the borders, (B, C, D, H, W) -> (B, C, D + p - s, ...), so that every token sees a whole patch."""
     halo = (patch_size - stride) // 2

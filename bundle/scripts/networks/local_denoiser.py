@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from .layers import (
     AdaptiveModulation,
     SwiGLU,
+    check_patches,
     make_norm,
     modulate,
     pad_volume,
@@ -48,10 +49,7 @@ class LocalDenoiser(nn.Module):
         chunk_tokens: int = 0,
     ) -> None:
         super().__init__()
-        if stride < 1 or patch_size < stride or (patch_size - stride) % 2:
-            raise ValueError(
-                f"patch_size - stride must be even and not negative, got patch_size {patch_size} and stride {stride}"
-            )
+        check_patches(patch_size, stride)
         self.patch_size, self.stride, self.chunk_tokens = patch_size, stride, chunk_tokens
         width = in_channels * patch_size**3
         self.time_head = nn.Linear(time_size, width)

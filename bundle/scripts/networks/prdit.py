@@ -164,8 +164,6 @@ def build_prdit(
     )
     residual = None
     if depth:
-        if stride < 1 or patch_size < stride or (patch_size - stride) % 2:
-            raise ValueError(f"patch_size - stride must be even and not negative, got {patch_size} and {stride}")
         residual = ResidualDiT(
             in_channels, out_channels, patch_size, stride, hidden_size, depth, num_heads, mlp_ratio, norm, attention,
             activation_checkpointing,

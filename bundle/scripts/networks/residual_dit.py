@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .layers import (
     AdaptiveModulation,
+    check_patches,
     make_norm,
     modulate,
     pad_volume,
@@ -138,6 +139,7 @@ class ResidualDiT(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        check_patches(patch_size, stride)
         self.patch_size, self.stride, self.hidden_size = patch_size, stride, hidden_size
         self.activation_checkpointing = activation_checkpointing
         self.time_head = nn.Linear(hidden_size, hidden_size)

@@ -153,7 +153,7 @@ class TrainingCheckpoint:
         self.objects |= {"trainer": engine, "best": self}
         path = latest_checkpoint(self.ckpt_dir, self.name)
         if path is not None:
-            self._check(path)
+            self._check(path, engine.state.max_epochs)
             CheckpointLoader(path, self.objects, map_location="cpu").attach(engine)
         engine.add_event_handler(Events.COMPLETED, self.validate_last)
         if self.enabled:
@@ -169,8 +169,11 @@ class TrainingCheckpoint:
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.checkpoint)
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.remove_old)
 
-    def _check(self, path: str) -> None:
+    def _check(self, path: str, max_epochs: int) -> None:
         """One line for a checkpoint that does not fit, before anything is loaded."""
+        epoch = int(Path(path).stem.rpartition("=")[2])
+        if epoch > max_epochs:
+            raise ValueError(f"{path} is past max_epochs {max_epochs}: raise it above {epoch} to train on")
         state = load_tensors(path)
         own = {name: value.shape for name, value in self.objects["network"].state_dict().items()}
         theirs = {name: value.shape for name, value in state.get("network", {}).items()}
