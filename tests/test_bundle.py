@@ -123,6 +123,19 @@ def test_stage_2_does_not_continue_on_another_stage_1(trained, tmp_path):
         train(2, tmp_path, max_epochs=8)
 
 
+def test_finetuning_starts_from_weights_and_trains_all_of_them(trained, tmp_path):
+    _, settings = training(2, tmp_path, max_epochs=1, ema_decay=0.5, warmup_steps=0)
+    start = trained / "ckpt" / "model.pt"
+    run("training", ["train", "finetune"], **{**settings, "finetune_from": start})
+    before, after = (torch.load(path, weights_only=True) for path in (start, tmp_path / "ckpt" / "model.pt"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("local.") for name in moved) and any(name.startswith("residual.") for name in moved)
+    validated = json.loads((trained / "ckpt" / "model.json").read_text())["training"]["val_loss"]
+    assert float(losses(tmp_path, "model")[0]["val_loss"]) < 1.2 * validated
+    with assert_refused("of another network"):
+        run("training", ["train", "finetune"], **{**settings, "hidden_size": 12, "finetune_from": start})
+
+
 def test_the_overlay_of_the_paper(tmp_path):
     """The stack of the docs at a tiny size: both stages of the paper's network."""
     keep = (

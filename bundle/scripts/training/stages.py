@@ -22,6 +22,17 @@ def _local_grid(settings: dict) -> tuple[int, int]:
     )
 
 
+def start_from(network: PRDiT, ckpt_path: Union[None, str, Path]) -> PRDiT:
+    """Puts trained weights into a new network of the same sizes; None leaves it as it is.
+
+    Raises:
+        ValueError: in one line, when the weights are missing or of another network.
+    """
+    if ckpt_path is not None:
+        load_strictly(network, load_tensors(ckpt_path), ckpt_path)
+    return network
+
+
 def with_frozen_local(network: PRDiT, local_ckpt: Union[str, Path]) -> PRDiT:
     """Puts the weights of stage 1 into a stage-2 network and freezes them (design 2.2).
 
