@@ -32,7 +32,7 @@ class Attention(nn.Module):
             products for up to SHORT tokens on a CPU, where they are faster (benchmarks/attention.py).
     """
 
-    SHORT = 1024
+    SHORT = 512
 
     def __init__(self, size: int, num_heads: int, kernel: str = "auto") -> None:
         super().__init__()
