@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from ignite.engine import Engine, Events
@@ -169,10 +169,10 @@ class TrainingCheckpoint:
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.checkpoint)
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.remove_old)
 
-    def _check(self, path: str, max_epochs: int) -> None:
+    def _check(self, path: str, max_epochs: Optional[int]) -> None:
         """One line for a checkpoint that does not fit, before anything is loaded."""
         epoch = int(Path(path).stem.rpartition("=")[2])
-        if epoch > max_epochs:
+        if max_epochs is not None and epoch > max_epochs:
             raise ValueError(f"{path} is past max_epochs {max_epochs}: raise it above {epoch} to train on")
         state = load_tensors(path)
         own = {name: value.shape for name, value in self.objects["network"].state_dict().items()}
