@@ -148,10 +148,10 @@ def test_the_overlay_of_the_paper(tmp_path):
         "ckpt_dir",
     )
     for stage in (1, 2):
-        (base, *rest), settings = training(stage, tmp_path)
+        stack, settings = training(stage, tmp_path)
         settings = {name: settings[name] for name in keep}
         size = {"preset": "PRDiT-XS/1", "patch_size": 6, "stride": 4, "max_epochs": 1}
-        run("training", [base, "paper_128", *rest], **settings, **size)
+        run("training", [*stack, "paper_128"], **settings, **size)
     network = json.loads((tmp_path / "ckpt" / "model.json").read_text())["network"]
     assert (network["hidden_size"], network["num_heads"], network["depth"]) == (192, 6, 1)
     assert network["local_patch_size"] is None and network["local_stride"] is None
