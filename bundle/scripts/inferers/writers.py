@@ -73,7 +73,7 @@ class VolumeStore:
         """Items whose volume has still to be made.
 
         Raises:
-            ValueError: when a volume is there that was made in another way, or by somebody else.
+            ValueError: when a volume is there that was made in another way.
         """
         if self.overwrite:
             return list(items)
@@ -82,7 +82,10 @@ class VolumeStore:
     def _is_done(self, seed: int) -> bool:
         if not self.sidecar(seed).is_file():
             return False
-        there = json.loads(self.sidecar(seed).read_text())
+        try:
+            there = json.loads(self.sidecar(seed).read_text())
+        except ValueError:
+            raise ValueError(f"{self.sidecar(seed)} is no JSON of this bundle; choose another output_dir") from None
         changed = [name for name, value in self.provenance.items() if there.get(name) != value]
         if changed:
             name = changed[0]
