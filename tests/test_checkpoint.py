@@ -5,8 +5,9 @@ import pickle
 import pytest
 import torch
 
+from scripts.files import write_atomically
 from scripts.networks import build_prdit, network_from_checkpoint, read_settings, save_weights, sha256_of
-from scripts.networks.checkpoint import load_strictly, load_tensors, write_atomically
+from scripts.networks.checkpoint import load_strictly, load_tensors
 
 
 @pytest.fixture

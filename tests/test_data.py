@@ -86,7 +86,7 @@ def test_plain_folder_is_split_by_name(tmp_path, write_nifti):
     for name in names:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
+        path.write_bytes(b"not read yet")
     (tmp_path / "a" / ".hidden.nii").write_bytes(b"")
     lists = ct_datalist(tmp_path)
     assert (len(lists["training"]), len(lists["validation"])) == (11, 1)

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any, Union
 
-import itk
+from .dicom import MAX_TILT_DEGREES, MIN_SLICES
+from .sources import find_sources
 
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")
 VALIDATION_SHARE = 0.1
 FIRST_VALIDATION_PHANTOM = 1_000_000
 
@@ -27,7 +27,7 @@ def ct_datalist(
 
     Returns:
         {'training': items, 'validation': items}; an item has 'image', the path of a file or DICOM folder or the
-        seed of a phantom, 'series' with the files of a DICOM series, and 'index', its number in the list.
+        seed of a phantom, 'series', the slices of a DICOM series, and 'index', its number in the list.
 
     Raises:
         ValueError: in one line, when the folder is missing or holds no CT, or dataset.json is wrong.
@@ -67,13 +67,18 @@ def _prepared(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _scan(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    items: list[dict[str, Any]] = [
-        {"image": str(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES) and not path.name.startswith(".")
-    ]
-    for directory in sorted({path.parent for path in folder.rglob("*") if _is_dicom(path)}):
-        items += [{"image": str(directory), "series": series} for series in _series_of(directory)]
+    items: list[dict[str, Any]] = []
+    for source in find_sources(folder).sources:
+        reason = source.reason
+        if source.series is not None and source.series.tilt_degrees > MAX_TILT_DEGREES:
+            reason = f"a gantry tilt of {source.series.tilt_degrees:.1f} degrees"
+        if source.kind == "DICOM series" and source.num_slices < MIN_SLICES:  # they lie beside the CT everywhere
+            continue
+        if reason:
+            raise ValueError(
+                f"{source.path} ({source.kind}): {reason}; preprocess.yaml makes a data set of what is usable"
+            )
+        items.append({"image": source.path, **({} if source.series is None else {"series": source.series})})
     if not items:
         raise ValueError(f"dataset_dir {folder} holds no NIfTI, MetaImage, NRRD file or DICOM series")
     if len(items) == 1:  # one volume can be overfitted, which is how a first try looks
@@ -81,19 +86,3 @@ def _scan(folder: Path) -> dict[str, list[dict[str, Any]]]:
     items.sort(key=lambda item: hashlib.sha256(Path(item["image"]).name.encode()).hexdigest())
     count = max(1, round(VALIDATION_SHARE * len(items)))
     return {"training": items[count:], "validation": items[:count]}
-
-
-def _is_dicom(path: Path) -> bool:
-    if not path.is_file() or path.name.lower().endswith(VOLUME_SUFFIXES):
-        return False
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def _series_of(directory: Path) -> list[list[str]]:
-    """Files of each series of at least 8 slices in a folder, sorted by position; scouts and reports are shorter."""
-    names = itk.GDCMSeriesFileNames.New()
-    names.SetUseSeriesDetails(True)
-    names.SetDirectory(str(directory))
-    series = [list(names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()]
-    return [files for files in series if len(files) >= 8]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Hashable, Mapping, Optional, Sequence, Union
 
-import itk
 import numpy as np
-import pydicom
 import torch
 import torch.nn.functional as F
-from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, Spacing
 
+from .dicom import Series
+from .hounsfield import AIR_HU, check_hu
 from .phantom import chest_phantom
-
-AIR_HU = -1000.0
+from .readers import read_dicom, read_file
 
 
 def grid_affine(grid: Sequence[int], field_of_view_mm: Sequence[float]) -> np.ndarray:
@@ -37,7 +36,7 @@ class LoadCTd(MapTransform):
     """Loads a file, a DICOM series or a phantom as (1, X, Y, Z) in HU, oriented RAS.
 
     Args:
-        keys: of the path (str) or the phantom's seed (int); the item's 'series' lists the files of a DICOM series.
+        keys: of the path (str) or the phantom's seed (int); the item's 'series' is a DICOM series.
         grid: voxels of a phantom along each axis.
         field_of_view_mm: size of a phantom.
 
@@ -62,54 +61,14 @@ class LoadCTd(MapTransform):
         return MetaTensor(torch.from_numpy(volume)[None], affine=grid_affine(self.grid, self.field_of_view_mm))
 
     @staticmethod
-    def _file(path: str, series: Optional[list[str]]) -> MetaTensor:
-        if series is not None:
-            check_series(series, path)
-        reader = NibabelReader() if path.lower().endswith((".nii", ".nii.gz")) else ITKReader()
+    def _file(path: str, series: Optional[Series]) -> MetaTensor:
         try:
-            array, meta = reader.get_data(itk.imread(series) if series is not None else reader.read(path))
-        except Exception:  # readers raise whatever they like on a broken file
-            raise ValueError(f"{path} cannot be read as a volume; remove it or export it again") from None
-        if array.ndim != 3:
-            raise ValueError(f"{path} is not one 3D volume: its shape is {array.shape}")
-        volume = MetaTensor(
-            torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None], affine=meta["affine"]
-        )
+            volume = read_file(path) if series is None else read_dicom(series)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        volume = MetaTensor(volume.as_tensor().float(), affine=volume.affine)
         check_hu(volume, path)
         return Orientation(axcodes="RAS", labels=None)(volume)
-
-
-def check_series(files: Sequence[str], name: str) -> None:
-    """Raises a ValueError naming the DICOM series when its slices are no regular, rectangular stack."""
-    slices = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
-    try:
-        orientations = np.array([item.ImageOrientationPatient for item in slices], dtype=float)
-        positions = np.array([item.ImagePositionPatient for item in slices], dtype=float)
-    except AttributeError:
-        raise ValueError(f"the DICOM series in {name} has slices without position or orientation") from None
-    steps = np.diff(positions, axis=0)  # mm
-    gaps = np.linalg.norm(steps, axis=1)
-    if np.ptp(orientations, axis=0).max() > 1e-3 or gaps.max() - gaps.min() > 0.1 * np.median(gaps):
-        raise ValueError(
-            f"the DICOM series in {name} is no regular stack: its slices lie {gaps.min():.2f} to {gaps.max():.2f} mm apart"
-        )
-    normal = np.cross(orientations[0, :3], orientations[0, 3:])
-    tilt = np.degrees(np.arccos(np.clip(abs(steps.mean(0) @ normal) / np.linalg.norm(steps.mean(0)), 0, 1)))
-    if tilt > 0.5:
-        raise ValueError(
-            f"the DICOM series in {name} has a gantry tilt of {tilt:.1f} degrees, which is not corrected here"
-        )
-
-
-def check_hu(volume: torch.Tensor, name: str) -> None:
-    """Raises a ValueError naming the volume when its values cannot be those of a chest CT in HU."""
-    lowest, highest = float(volume.min()), float(volume.max())
-    if not np.isfinite([lowest, highest]).all():
-        raise ValueError(f"{name} has voxels that are not numbers")
-    if lowest > -400 or highest < 0:
-        raise ValueError(
-            f"{name} is not a chest CT in HU: its values are {lowest:g} to {highest:g}, air would be near -1000"
-        )
 
 
 class ToGridd(MapTransform):

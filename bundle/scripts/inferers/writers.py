@@ -12,35 +12,19 @@ import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from PIL import Image
 
+from ..data.nifti import save_nifti
+from ..data.pictures import preview_picture
 from ..data.transforms import grid_affine, three
 from ..errors import require_writable
-from ..networks.checkpoint import write_atomically
+from ..files import PathLike, write_atomically
 
-LUNG_WINDOW = (-1350.0, 150.0)  # HU
-MEDIASTINAL_WINDOW = (-160.0, 240.0)  # HU
-DISPLAY_WINDOW = (-1000.0, 400.0)  # HU; what viewers open the file with
 VERSION = "0.1.0"
 
 
-def save_volume(volume: np.ndarray, affine: np.ndarray, path: Union[str, Path]) -> None:
-    """Writes HU (X, Y, Z) as int16 NIfTI with RAS affine in mm, in sform and qform, and a display window."""
-    image = nib.Nifti1Image(np.rint(volume).astype(np.int16), affine)
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
-    image.header.set_xyzt_units("mm")
-    image.header["cal_min"], image.header["cal_max"] = DISPLAY_WINDOW
-    image.header["descrip"] = b"synthetic CT in HU, PRDiT; not a patient"
-    image.header.set_slope_inter(1, 0)
-    # the temporary name must end in .nii.gz for nibabel to compress
-    write_atomically(path, lambda part: _save_as(image, part))
-
-
-def _save_as(image: nib.Nifti1Image, part: Path) -> None:
-    named = part.with_name(part.name + ".nii.gz")
-    nib.save(image, named)
-    named.replace(part)
+def save_volume(volume: np.ndarray, affine: np.ndarray, path: PathLike) -> None:
+    """Writes generated HU (X, Y, Z) as NIfTI, marked as synthetic."""
+    save_nifti(volume, affine, path, "synthetic CT in HU, PRDiT; not a patient")
 
 
 class VolumeStore:
@@ -136,34 +120,3 @@ class VolumeWriter:
         ]
         picture = preview_picture([np.asanyarray(image.dataobj) for image in volumes], self.field_of_view_mm)
         write_atomically(self.store.folder / "preview.png", lambda part: picture.save(part, format="png"))
-
-
-def preview_picture(volumes: Sequence[np.ndarray], size_mm: Sequence[float], pixels: int = 224) -> Image.Image:
-    """One row per volume (X, Y, Z) in HU, RAS: axial, coronal, sagittal in a lung, then in a mediastinal window.
-
-    As radiologists look at them: the patient's right on the left, anterior on top (axial) or left (sagittal).
-    """
-    scale = pixels / max(size_mm)
-    rows = []
-    for volume in volumes:
-        x, y, z = (side // 2 for side in volume.shape)
-        flipped = volume[::-1, ::-1, ::-1]
-        planes = [(flipped[:, :, -1 - z].T, 0, 1), (flipped[:, -1 - y].T, 0, 2), (flipped[-1 - x].T, 1, 2)]
-        row = []
-        for window in (LUNG_WINDOW, MEDIASTINAL_WINDOW):
-            for plane, across, down in planes:
-                shape = (round(size_mm[across] * scale), round(size_mm[down] * scale))
-                row.append(_framed(_windowed(plane, window).resize(shape, Image.Resampling.BICUBIC), pixels))
-        rows.append(np.hstack(row))
-    return Image.fromarray(np.vstack(rows))
-
-
-def _windowed(plane: np.ndarray, window: tuple[float, float]) -> Image.Image:
-    low, high = window
-    return Image.fromarray((255 * np.clip((plane.astype(np.float32) - low) / (high - low), 0, 1)).astype(np.uint8))
-
-
-def _framed(picture: Image.Image, pixels: int) -> np.ndarray:
-    frame = Image.new("L", (pixels + 2, pixels + 2), 0)
-    frame.paste(picture, ((pixels - picture.width) // 2, (pixels - picture.height) // 2))
-    return np.asarray(frame)

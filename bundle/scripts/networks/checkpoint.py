@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
 
+from ..files import PathLike, write_atomically
 from .prdit import PRDiT, build_prdit
-
-PathLike = Union[str, Path]
 
 
 def sha256_of(path: PathLike) -> str:
     """Hash of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: PathLike, write: Any) -> None:
-    """Calls `write(temporary path)`, then renames: the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_tensors(path: PathLike) -> dict[str, Any]:

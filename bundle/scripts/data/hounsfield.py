@@ -1,0 +1,50 @@
+"""Are these values Hounsfield units? Air, lung and soft tissue say so."""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+from torch import Tensor
+
+AIR_HU = -1000.0
+LOWEST_HU = -1024.0  # scanners pad with less; nothing in a patient is below air
+_AIR_AND_LUNG = (-1100.0, -600.0)
+_SOFT_TISSUE = (-150.0, 150.0)
+_MIN_AIR, _MIN_TISSUE = 0.005, 0.02  # shares of the voxels
+_MAX_SAMPLES = 4_000_000
+
+
+def _looks_like_hu(sample: Tensor) -> bool:
+    shares = [((sample >= low) & (sample <= high)).float().mean().item() for low, high in (_AIR_AND_LUNG, _SOFT_TISSUE)]
+    return shares[0] >= _MIN_AIR and shares[1] >= _MIN_TISSUE
+
+
+def hu_problem(volume: Tensor) -> Optional[str]:
+    """Why the values of a volume cannot be those of a chest CT in HU; None if they can.
+
+    A chest has air or lung (-1100 to -600) and soft tissue (-150 to 150). Where these are found after adding or taking
+    away 1024, the usual intercept, the rescale was missed or done twice.
+    """
+    sample = volume.flatten()[:: volume.numel() // _MAX_SAMPLES + 1].float()
+    if not sample.isfinite().all() or (volume.is_floating_point() and not volume.isfinite().all()):
+        return "it has voxels that are not numbers"
+    if _looks_like_hu(sample):
+        return None
+    found = f"its values are {float(volume.min()):g} to {float(volume.max()):g}"
+    if _looks_like_hu(sample - 1024):
+        return f"not in HU: {found}, which look like HU + 1024, the rescale was not applied"
+    if _looks_like_hu(sample + 1024):
+        return f"not in HU: {found}, which look like HU - 1024, the rescale was applied twice"
+    return f"not a chest CT in HU: {found}, air would be near -1000 and soft tissue near 50"
+
+
+def check_hu(volume: Tensor, name: str) -> None:
+    """Raises a ValueError naming the volume when its range alone says that its values are no HU; cheap."""
+    lowest, highest = float(volume.min()), float(volume.max())
+    if not math.isfinite(lowest - highest):
+        raise ValueError(f"{name} has voxels that are not numbers")
+    if lowest > -400 or highest < 0:
+        raise ValueError(
+            f"{name} is not a chest CT in HU: its values are {lowest:g} to {highest:g}, air would be near -1000"
+        )

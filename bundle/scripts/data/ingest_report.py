@@ -1,0 +1,139 @@
+"""What became of each CT: report.csv for programs, report.html to look at; neither says who a patient is."""
+
+from __future__ import annotations
+
+import base64
+import csv
+from collections import Counter
+from html import escape
+from pathlib import Path
+from typing import Any, Sequence
+
+from ..files import write_atomically
+
+COLUMNS = (
+    "volume patient section status reason warnings kind slices original_shape original_spacing_mm original_axes "
+    "tilt_degrees original_min original_max coverage lung_ml body_width_mm"
+).split()
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1b1f24 }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .35rem .7rem .35rem 0; vertical-align: top }
+th { border-bottom: 1px solid #8c959f; font-weight: 600 } tr + tr td { border-top: 1px solid #d8dee4 }
+code { font: 13px ui-monospace, monospace } .warning { color: #9a3b00 } .volume { display: flex; gap: 1.5rem; flex-wrap: wrap;
+border-top: 1px solid #d8dee4; padding: .8rem 0 } .volume dl { font-size: 13px } dl { display: grid; grid-template-columns: max-content auto;
+gap: 0 .9rem; margin: .3rem 0 } dt { color: #57606a } dd { margin: 0 } figure { margin: 0 }
+figcaption { font-size: 12px; color: #57606a }
+"""
+
+
+def write_reports(folder: Path, records: Sequence[dict[str, Any]], left_out: Counter, dataset: dict[str, Any]) -> None:
+    """Writes report.csv and report.html.
+
+    Args:
+        folder: the data set.
+        records: of all sources, see `VolumeJob`.
+        left_out: counts of files that are beside the point.
+        dataset: the content of dataset.json.
+    """
+    sections: dict[str, list[str]] = {}
+    for section in ("training", "validation"):
+        for item in dataset[section]:
+            name = Path(item["image"]).name.removesuffix(".nii.gz")
+            sections.setdefault(name, []).append(section)
+    rows = [{**record, "section": " and ".join(sections.get(record["volume"], []))} for record in records]
+    write_atomically(folder / "report.csv", lambda part: _write_csv(part, rows))
+    write_atomically(folder / "report.html", lambda part: part.write_text(_page(folder, rows, left_out, dataset)))
+
+
+def _text(value: Any) -> str:
+    """A list as '1 x 2 x 3', nothing as an empty string."""
+    if isinstance(value, list):
+        return "; ".join(value) if all(isinstance(item, str) for item in value) else " x ".join(f"{v:g}" for v in value)
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows([_text(row.get(name)) for name in COLUMNS] for row in rows)
+
+
+def _page(folder: Path, rows: Sequence[dict[str, Any]], left_out: Counter, dataset: dict[str, Any]) -> str:
+    accepted = [row for row in rows if row["status"] == "accepted"]
+    rejected = [row for row in rows if row["status"] == "rejected"]
+    unit = "HU" if dataset["intensity"] == "HU" else "per-volume scale 0 to 1 (paper_compat), not HU"
+    facts = {
+        "Volumes": f"{len(accepted)} accepted, {len(rejected)} rejected",
+        "Patients": len({row["patient"] for row in accepted}),
+        "Split": f"{dataset['numTraining']} training, {dataset['numValidation']} validation, by patient",
+        "Grid": f"{_text(dataset['size'])} voxels of {_text(dataset['spacing_mm'])} mm, RAS",
+        "Values": unit,
+        "Left out": ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items())) or "no other files",
+    }
+    parts = ["<h1>CT data set</h1>", _definitions(facts)]
+    if accepted:
+        total = [sum(column) for column in zip(*(row["histogram"] for row in accepted))]
+        parts += ["<h2>All values</h2>", _histogram(total, 560, 150)]
+    if rejected:
+        cells = "".join(
+            f"<tr><td><code>{row['volume']}</code></td><td>{row['kind']}</td><td>{row['slices'] or ''}</td>"
+            f"<td>{escape(row['reason'])}</td></tr>"
+            for row in rejected
+        )
+        head = "<tr><th>name</th><th>kind</th><th>slices</th><th>reason</th></tr>"
+        parts += [
+            "<h2>Rejected</h2>",
+            "<p>mapping_file says which source a name stands for.</p>",
+            f"<table>{head}{cells}</table>",
+        ]
+    parts += ["<h2>Accepted</h2>", "<p>Axial, coronal and sagittal, lung window, then mediastinal window. The patient's "
+              "right is on the left of the picture.</p>", *(_volume(folder, row) for row in accepted)]  # fmt: skip
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>CT data set</title>'
+        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _definitions(facts: dict[str, Any]) -> str:
+    return (
+        "<dl>" + "".join(f"<dt>{name}</dt><dd>{escape(_text(value))}</dd>" for name, value in facts.items()) + "</dl>"
+    )
+
+
+def _volume(folder: Path, row: dict[str, Any]) -> str:
+    picture = base64.b64encode((folder / "records" / f"{row['volume']}.jpg").read_bytes()).decode()
+    tilt = f", gantry tilt of {row['tilt_degrees']:g} degrees corrected" if "tilt_degrees" in row else ""
+    facts = {
+        "Source": f"{row['kind']}, {_text(row['original_shape'])} voxels of {_text(row['original_spacing_mm'])} mm, "
+        f"axes {row['original_axes']}{tilt}",
+        "Source values": f"{row['original_min']:g} to {row['original_max']:g} HU",
+        "Covered": " x ".join(f"{100 * share:.0f} %" for share in row["coverage"]),
+        "Lung, body width": f"{row['lung_ml']} ml, {row['body_width_mm']} mm",
+        "List": row["section"],
+    }
+    warnings = "".join(f'<p class="warning">{escape(text)}</p>' for text in row["warnings"])
+    return (
+        f'<section class="volume"><img alt="three planes" loading="lazy" src="data:image/jpeg;base64,{picture}">'
+        f"<div><code>{row['volume']}</code>{warnings}{_definitions(facts)}</div>{_histogram(row['histogram'], 200, 70)}</section>"
+    )
+
+
+def _histogram(counts: Sequence[int], width: int, height: int) -> str:
+    """Histogram as SVG: share of the voxels on a square-root axis, as air would hide all the rest."""
+    top = max(max(counts), 1) ** 0.5
+    bar = width / len(counts)
+    bars = "".join(
+        f'<rect x="{index * bar:.1f}" y="{height * (1 - count**0.5 / top):.1f}" width="{bar:.1f}" '
+        f'height="{height * count**0.5 / top:.1f}"/>'
+        for index, count in enumerate(counts)
+    )
+    ticks = "".join(
+        f'<text x="{width * (hu + 1024) / 2048:.0f}" y="{height + 14}" text-anchor="middle">{hu}</text>'
+        for hu in (-800, -400, 0, 400, 800)
+    )
+    return (
+        f'<figure><svg width="{width}" height="{height + 18}" font-size="11" fill="#57606a">'
+        f'<g fill="#4a6fa5">{bars}</g>{ticks}</svg><figcaption>HU; height is the root of the count</figcaption></figure>'
+    )

@@ -1,0 +1,42 @@
+"""Slices of a CT as radiologists look at them."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+from PIL import Image
+
+LUNG_WINDOW = (-1350.0, 150.0)  # HU
+MEDIASTINAL_WINDOW = (-160.0, 240.0)  # HU
+
+
+def preview_picture(volumes: Sequence[np.ndarray], size_mm: Sequence[float], pixels: int = 224) -> Image.Image:
+    """One row per volume (X, Y, Z) in HU, RAS: axial, coronal, sagittal in a lung, then in a mediastinal window.
+
+    As radiologists look at them: the patient's right on the left, anterior on top (axial) or left (sagittal).
+    """
+    scale = pixels / max(size_mm)
+    rows = []
+    for volume in volumes:
+        x, y, z = (side // 2 for side in volume.shape)
+        flipped = volume[::-1, ::-1, ::-1]
+        planes = [(flipped[:, :, -1 - z].T, 0, 1), (flipped[:, -1 - y].T, 0, 2), (flipped[-1 - x].T, 1, 2)]
+        row = []
+        for window in (LUNG_WINDOW, MEDIASTINAL_WINDOW):
+            for plane, across, down in planes:
+                shape = (round(size_mm[across] * scale), round(size_mm[down] * scale))
+                row.append(_framed(_windowed(plane, window).resize(shape, Image.Resampling.BICUBIC), pixels))
+        rows.append(np.hstack(row))
+    return Image.fromarray(np.vstack(rows))
+
+
+def _windowed(plane: np.ndarray, window: tuple[float, float]) -> Image.Image:
+    low, high = window
+    return Image.fromarray((255 * np.clip((plane.astype(np.float32) - low) / (high - low), 0, 1)).astype(np.uint8))
+
+
+def _framed(picture: Image.Image, pixels: int) -> np.ndarray:
+    frame = Image.new("L", (pixels + 2, pixels + 2), 0)
+    frame.paste(picture, ((pixels - picture.width) // 2, (pixels - picture.height) // 2))
+    return np.asarray(frame)
