@@ -17,7 +17,7 @@ import torch
 from dicom_series import as_dicom, base, rewrite, save, truncate, write_enhanced, write_series
 from monai.data import MetaTensor
 
-from scripts.data import chest_phantom, ct_datalist, grid_affine, prepare_dataset
+from scripts.data import LoadCTd, chest_phantom, ct_datalist, grid_affine, intensity_of, prepare_dataset
 from scripts.data.hounsfield import hu_problem
 from scripts.data.preparation import Preparation, ras_affine, resample
 from scripts.data.pseudonyms import Pseudonym
@@ -499,6 +499,10 @@ def test_paper_compat_is_scaled_and_marked(prepare, tmp_path, chest):
     np.testing.assert_allclose(image.get_fdata(), (np.clip(hu, -1000, high) + 1000) / (high + 1000), atol=2e-3)
     assert json.loads((folder / "dataset.json").read_text())["intensity"] == "paper_compat"
     assert "not HU" in bytes(image.header["descrip"]).decode() and "not HU" in (folder / "report.html").read_text()
+    datalist = ct_datalist(folder)
+    loaded = LoadCTd("image", 32, 320.0)(datalist["training"][0])["image"]
+    np.testing.assert_allclose((loaded[0].numpy() + 1000) / 2000, image.get_fdata(), atol=1e-4)
+    assert intensity_of(datalist) == "paper_compat"
 
 
 def run_command(tmp_path, folder, *more, wait=True):

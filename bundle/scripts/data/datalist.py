@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from .dicom import MAX_TILT_DEGREES, MIN_SLICES
+from .preparation import PAPER_COMPAT
 from .sources import find_sources
 
 VALIDATION_SHARE = 0.1
@@ -27,7 +28,7 @@ def ct_datalist(
 
     Returns:
         {'training': items, 'validation': items}; an item has 'image', the path of a file or DICOM folder or the
-        seed of a phantom, 'series', the slices of a DICOM series, and 'index', its number in the list.
+        seed of a phantom, 'series', the slices of a DICOM series, 'intensity' where it is not HU, and 'index', its number in the list.
 
     Raises:
         ValueError: in one line, when the folder is missing or holds no CT, or dataset.json is wrong.
@@ -48,14 +49,20 @@ def ct_datalist(
     return lists
 
 
+def intensity_of(datalist: dict[str, list[dict[str, Any]]]) -> str:
+    """What the values of a datalist's volumes are: 'HU', or 'paper_compat', the published per-volume scaling."""
+    return str(datalist["training"][0].get("intensity", "HU"))
+
+
 def _prepared(folder: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads((folder / "dataset.json").read_text())
+        mark = {"intensity": PAPER_COMPAT} if content.get("intensity") == PAPER_COMPAT else {}
         lists = {
-            section: [{"image": str(folder / item["image"])} for item in content[section]]
+            section: [{"image": str(folder / item["image"]), **mark} for item in content[section]]
             for section in ("training", "validation")
         }
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{folder / 'dataset.json'} is no datalist with 'training' and 'validation'") from None
     for section, items in lists.items():
         if not items:

@@ -14,6 +14,7 @@ from monai.transforms import SpatialResample
 from .anatomy import body_mask, box_centre, lung_mask
 from .hounsfield import AIR_HU, LOWEST_HU, hu_problem
 
+PAPER_COMPAT = "paper_compat"  # intensity of data sets scaled as published: each volume to [0, 1] by its own quantile
 CENTERS = ("lungs", "body", "volume")
 _COARSE_MM = 4.0  # voxels in which body and lungs are looked for
 _MIN_LUNG_ML = 1000.0

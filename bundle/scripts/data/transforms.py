@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Hashable, Mapping, Optional, Sequence, Union
+from typing import Any, Hashable, Mapping, Sequence, Union
 
 import numpy as np
 import torch
@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, Spacing
 
-from .dicom import Series
 from .hounsfield import AIR_HU, check_hu
 from .phantom import chest_phantom
+from .preparation import PAPER_COMPAT
 from .readers import read_dicom, read_file
+
+PAPER_COMPAT_HU = (-1000.0, 1000.0)  # what stands for 0 and 1 of the published scaling between loading and writing
 
 
 def grid_affine(grid: Sequence[int], field_of_view_mm: Sequence[float]) -> np.ndarray:
@@ -35,6 +37,8 @@ def three(value: Union[float, Sequence[float]]) -> list[float]:
 class LoadCTd(MapTransform):
     """Loads a file, a DICOM series or a phantom as (1, X, Y, Z) in HU, oriented RAS.
 
+    Volumes of a paper_compat data set come as `PAPER_COMPAT_HU`, so that nothing behind this asks what they are.
+
     Args:
         keys: of the path (str) or the phantom's seed (int); the item's 'series' is a DICOM series.
         grid: voxels of a phantom along each axis.
@@ -52,7 +56,7 @@ class LoadCTd(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             source = out[key]
-            out[key] = self._phantom(source) if isinstance(source, int) else self._file(source, out.get("series"))
+            out[key] = self._phantom(source) if isinstance(source, int) else self._file(source, out)
         out.pop("series", None)
         return out
 
@@ -61,12 +65,14 @@ class LoadCTd(MapTransform):
         return MetaTensor(torch.from_numpy(volume)[None], affine=grid_affine(self.grid, self.field_of_view_mm))
 
     @staticmethod
-    def _file(path: str, series: Optional[Series]) -> MetaTensor:
+    def _file(path: str, item: Mapping[Hashable, Any]) -> MetaTensor:
         try:
-            volume = read_file(path) if series is None else read_dicom(series)
+            volume = read_dicom(item["series"]) if "series" in item else read_file(path)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         volume = MetaTensor(volume.as_tensor().float(), affine=volume.affine)
+        if item.get("intensity") == PAPER_COMPAT:
+            volume = volume * (PAPER_COMPAT_HU[1] - PAPER_COMPAT_HU[0]) + PAPER_COMPAT_HU[0]
         check_hu(volume, path)
         return Orientation(axcodes="RAS", labels=None)(volume)
 
