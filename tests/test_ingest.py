@@ -384,6 +384,19 @@ def test_wrong_places_are_named(prepare, tmp_path, kind, one_line):
     one_line(raised, "dataset_dir" if kind == "inside" else "source_dir")
 
 
+def test_full_disk_stops_in_one_line(prepare, tmp_path, chest, monkeypatch, one_line):
+    from scripts.data import volume_job
+
+    def refuse(*arguments):
+        raise OSError(28, "No space left on device")
+
+    write_chest(tmp_path / "in", chest)
+    monkeypatch.setattr(volume_job, "save_nifti", refuse)
+    with pytest.raises(ValueError) as raised:
+        prepare(tmp_path / "in")
+    one_line(raised, "dataset_dir", "No space left on device")
+
+
 def test_other_settings_in_the_same_folder_are_refused(prepare, tmp_path, chest, write_nifti, one_line):
     write_nifti(chest, grid_affine([32] * 3, [320] * 3), "in/a.nii.gz")
     prepare(tmp_path / "in")

@@ -9,16 +9,16 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable, Iterable, Optional, Sequence, Union
+from typing import Any, Callable, Optional, Sequence, Union
 
 import ignite.distributed as idist
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..errors import require_writable
 from ..files import PathLike, write_atomically
 from .dicom import MIN_SLICES
 from .ingest_report import write_reports
+from .parallel import work, worker_count
 from .preparation import PAPER_COMPAT, Preparation
 from .pseudonyms import Pseudonym, read_salt
 from .readers import RAD_CHEST_SPACING
@@ -26,42 +26,8 @@ from .sources import Findings, Inspected, Source, find_sources
 from .transforms import three
 from .volume_job import VolumeJob
 
-WORKER_BYTES = 2 * 1024**3  # what a worker needs at most, see benchmarks/ingest.py
 VALIDATION_SHARE = 0.1
 REJECTED_STATUS = 2
-
-
-class _Mapped(Dataset):
-    """A function over a sequence, for the worker processes of a DataLoader."""
-
-    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
-        self.function, self.items = function, items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.function(self.items[index])
-
-
-def _work(function: Callable[[Any], Any], items: Sequence[Any], num_workers: int, batch_size: int = 1) -> Iterable[Any]:
-    """Results in any order, from worker processes.
-
-    Raises:
-        ValueError: in one line, when the system killed a worker.
-    """
-    loader = DataLoader(
-        _Mapped(function, items), batch_size, num_workers=num_workers, collate_fn=list, in_order=False, prefetch_factor=1
-    ) if num_workers else [[function(item)] for item in items]  # fmt: skip
-    try:
-        for batch in loader:
-            yield from batch
-    except RuntimeError as error:
-        if "killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
-            raise
-        raise ValueError(
-            "a worker process was killed, likely for want of memory; lower num_workers, run again"
-        ) from None
 
 
 def prepare_dataset(
@@ -105,7 +71,7 @@ def prepare_dataset(
     if "WORLD_SIZE" in os.environ and idist.get_world_size() == 1 and int(os.environ["WORLD_SIZE"]) > 1:
         idist.initialize("gloo", timeout=timedelta(days=7))  # ranks wait for the slowest
     places, folder = _check_places(source_dir, dataset_dir, mapping_file)
-    workers = _worker_count(num_workers)
+    workers = worker_count(num_workers)
     findings = find_sources(
         places, patient_from, min_slices, lambda function, paths: _everywhere(function, paths, workers)
     )
@@ -117,7 +83,8 @@ def prepare_dataset(
     if not findings.sources:
         raise ValueError(f"source_dir {source_dir} holds no CT")
     if dry_run:
-        _tell(findings)
+        if idist.get_rank() == 0:
+            _tell(findings)
         return
     pseudonym = Pseudonym(_shared_salt(Path(salt_file) if salt_file else folder.with_name(folder.name + ".salt")))
     _check_settings(folder, preparation)
@@ -151,16 +118,6 @@ def _check_places(
     return places, folder
 
 
-def _worker_count(num_workers: Optional[int]) -> int:
-    if num_workers is not None:
-        if num_workers < 0:
-            raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
-        return num_workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(cores, memory // WORKER_BYTES) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
 def _everywhere(function: Callable[[str], Inspected], paths: Sequence[str], workers: int) -> list[Inspected]:
     """Maps over all paths, each on one rank, and gives every rank all results."""
     mine = paths[idist.get_rank() :: idist.get_world_size()]
@@ -168,7 +125,7 @@ def _everywhere(function: Callable[[str], Inspected], paths: Sequence[str], work
     few = len(mine) <= batch
     bar = tqdm(total=len(mine), desc="reading headers", unit="file", disable=few or idist.get_rank() > 0)
     results = []
-    for result in _work(function, mine, 0 if few else workers, batch):
+    for result in work(function, mine, 0 if few else workers, batch):
         results.append(result)
         bar.update()
     bar.close()
@@ -208,7 +165,9 @@ def _make_volumes(job: VolumeJob, sources: Sequence[Source], workers: int) -> li
     made = {record["volume"] for record in records}
     todo = [source for source in mine if job.pseudonym.of(source) not in made]
     bar = tqdm(total=len(mine), initial=len(records), desc="preparing", unit="volume", disable=idist.get_rank() > 0)
-    for record in _work(job, todo, min(workers, len(todo))):
+    for record in work(job, todo, min(workers, len(todo))):
+        if record["status"] == "stopped":
+            raise ValueError(f"dataset_dir {job.folder} cannot be written: {record['reason']}; what is made is kept")
         records.append(record)
         bar.update()
         if record["status"] == "rejected":

@@ -59,7 +59,16 @@ class VolumeJob:
         return self.pseudonym.hash(json.dumps(facts), 16)
 
     def __call__(self, source: Source) -> dict[str, Any]:
-        """Writes the volume, a picture and, last, the record; a source that cannot be used has a record alone."""
+        """Writes the volume, a picture and, last, the record; a source that cannot be used has a record alone.
+
+        Where nothing can be written, the record that is returned has the status 'stopped'.
+        """
+        try:
+            return self._make(source)
+        except OSError as error:  # the disk is full; an exception would come out of a worker with a traceback
+            return {"status": "stopped", "reason": error.strerror}
+
+    def _make(self, source: Source) -> dict[str, Any]:
         torch.set_num_threads(1)
         name = self.pseudonym.of(source)
         record: dict[str, Any] = {
