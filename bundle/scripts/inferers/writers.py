@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any, Sequence, Union
 
+import ignite.distributed as idist
 import monai
 import nibabel as nib
 import numpy as np
@@ -70,14 +71,14 @@ class VolumeStore:
         return self.folder / f"seed_{seed:06d}.json"
 
     def missing(self, items: Sequence[dict[str, int]]) -> list[dict[str, int]]:
-        """Items whose volume has still to be made.
+        """Items whose volume has still to be made; the same in every process, for none writes before all have looked.
 
         Raises:
             ValueError: when a volume is there that was made in another way.
         """
-        if self.overwrite:
-            return list(items)
-        return [item for item in items if not self._is_done(item["seed"])]
+        missing = [item for item in items if self.overwrite or not self._is_done(item["seed"])]
+        idist.barrier()
+        return missing
 
     def _is_done(self, seed: int) -> bool:
         if not self.sidecar(seed).is_file():
@@ -105,37 +106,38 @@ class VolumeStore:
 
 
 class VolumeWriter:
-    """Writes what an evaluator sampled, and the preview at the end.
+    """Writes what an evaluator sampled.
 
     Args:
         store: the output folder.
         field_of_view_mm: size of a volume along each axis, or of all axes.
-        preview: seeds to show in the preview; none where empty.
     """
 
-    def __init__(
-        self, store: VolumeStore, field_of_view_mm: Union[float, Sequence[float]], preview: Sequence[int] = ()
-    ) -> None:
-        self.store, self.field_of_view_mm, self.preview = store, three(field_of_view_mm), list(preview)
+    def __init__(self, store: VolumeStore, field_of_view_mm: Union[float, Sequence[float]]) -> None:
+        self.store, self.field_of_view_mm = store, three(field_of_view_mm)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
-        if self.preview:
-            engine.add_event_handler(Events.COMPLETED, self.write_preview)
 
     def write(self, engine: Engine) -> None:
         for seed, volume in zip(engine.state.output["image"].tolist(), engine.state.output["pred"]):
             affine = grid_affine(volume.shape[1:], self.field_of_view_mm)
             self.store.save(seed, volume[0].cpu().numpy(), affine)
 
-    def write_preview(self) -> None:
-        volumes = [
-            nib.Nifti1Image.from_filename(self.store.path(seed))
-            for seed in self.preview
-            if self.store.path(seed).is_file()
-        ]
-        picture = preview_picture([np.asanyarray(image.dataobj) for image in volumes], self.field_of_view_mm)
-        write_atomically(self.store.folder / "preview.png", lambda part: picture.save(part, format="png"))
+
+def write_preview(store: VolumeStore, seeds: Sequence[int], field_of_view_mm: Union[float, Sequence[float]]) -> None:
+    """Waits for all processes, and then pictures the volumes of these seeds, in the first of them.
+
+    Args:
+        store: the output folder.
+        seeds: whose volumes are there.
+        field_of_view_mm: size of a volume along each axis, or of all axes.
+    """
+    idist.barrier()
+    if idist.get_rank() == 0:
+        volumes = [np.asanyarray(nib.Nifti1Image.from_filename(store.path(seed)).dataobj) for seed in seeds]
+        picture = preview_picture(volumes, three(field_of_view_mm))
+        write_atomically(store.folder / "preview.png", lambda part: picture.save(part, format="png"))
 
 
 def preview_picture(volumes: Sequence[np.ndarray], size_mm: Sequence[float], pixels: int = 224) -> Image.Image:
