@@ -284,6 +284,7 @@ def test_every_solver_samples_and_says_so(trained, tmp_path):
     assert len({volume.tobytes() for volume in volumes.values()}) == len(volumes)
 
 
+@pytest.mark.slow
 def test_two_processes_sample_what_one_does(trained, tmp_path):
     settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "num_samples": 3, "bf16": False}
     settings |= {"device": "$torch.device('cpu')"}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Optional, Sequence, Union
 
 import torch
 from monai.networks.schedulers import Scheduler
 from torch import Tensor, nn
 
-from .solvers import SOLVERS, SPACINGS, PathPoint, Solver, Step
+from .solvers import SOLVERS
+from .steps import SPACINGS, PathPoint, injected_noise, plan_steps
 
 Generators = Union[torch.Generator, Sequence[torch.Generator], None]
 TRAINING_TIMES = ("uniform", "logit_normal")
@@ -99,7 +99,7 @@ class DiffusionProcess(Scheduler):
         self.num_train_timesteps, self.noise_std, self.prediction = num_train_timesteps, noise_std, prediction
         self.training_times, self.time_power = training_times, time_power
         self.solver_name, self.spacing, self.solver = solver, spacing, SOLVERS[solver]()
-        self.predictor_ratio, self.eta = _injection(solver, self.solver, predictor_ratio, eta)
+        self.predictor_ratio, self.eta = injected_noise(solver, self.solver, predictor_ratio, eta)
         self.generator: Generators = None
         self.set_timesteps(num_train_timesteps - num_train_timesteps % len(self.solver.offsets))
 
@@ -187,43 +187,12 @@ class DiffusionProcess(Scheduler):
             if len(starts) != count or not falling or not 0 < starts[-1] <= starts[0] <= 1:
                 raise ValueError(f"timesteps must be {count} {self.time_order}, got {list(timesteps)}")
         self.num_inference_steps = num_inference_steps
-        self._steps = self._plan(starts)
+        self._steps = plan_steps(self, starts)
         self._times = [float(self.time(point.u)) for step in self._steps for point in step.calls]
         self._first_call = {t: i for i, t in reversed(list(enumerate(self._times)))}
         self._call = 0
         self.solver.reset()
         self.timesteps = torch.tensor(self._times, dtype=torch.float64)
-
-    def _plan(self, starts: Sequence[float]) -> list[Step]:
-        """All numbers of the steps that start at these positions."""
-        here = self.points(starts)
-        there = here[1:] + self.points([0.0])
-        predicted = self.points([self._predicted(start, end) for start, end in zip(here, there)])
-        calls = zip(*[
-            self.points([start.u + share * (goal.u - start.u) for start, goal in zip(here, predicted)])
-            for share in self.solver.offsets
-        ])  # fmt: skip
-        steps = []
-        for points, goal, end, previous in zip(calls, predicted, there, [None, *here]):
-            keep, inject = 1.0, 0.0
-            if goal.u < end.u:
-                keep = end.alpha / goal.alpha
-                inject = math.sqrt(max(end.sigma**2 - (keep * goal.sigma) ** 2, 0.0))
-            steps.append(Step(points, goal, end, previous, keep, inject))
-        return steps
-
-    def _predicted(self, start: PathPoint, end: PathPoint) -> float:
-        """Position that the solver goes to, before noise carries the sample up to `end`."""
-        if self.predictor_ratio is not None:
-            # less than 0 would ask for noise with a negative variance at the end
-            return max(start.u - self.predictor_ratio * (start.u - end.u), 0.0)
-        if self.eta == 0 or end.u == 0:
-            return end.u
-        # DDIM keeps the share sqrt(1 - eta^2 (1 - r^2)) of the noise, r = (sigma'/alpha') / (sigma/alpha)
-        assert self.eta is not None
-        ratio = end.sigma / end.alpha
-        kept = math.sqrt(1 - self.eta**2 * (1 - (ratio * start.alpha / start.sigma) ** 2))
-        return self.position_of_ratio(ratio * kept)
 
     def initial_noise(self, shape: Sequence[int], device: Union[torch.device, str] = "cpu") -> Tensor:
         """The sample of pure noise, (B, C, D, H, W), from `generator` (one for each volume, or one for all)."""
@@ -272,16 +241,3 @@ class DiffusionProcess(Scheduler):
             raise ValueError(f"timestep {t} is out of turn: the solver {self.solver_name} needs the calls in order")
         self._call = (call + 1) % len(self._times)
         return call
-
-
-def _injection(
-    name: str, solver: Solver, predictor_ratio: Optional[float], eta: Optional[float]
-) -> tuple[Optional[float], Optional[float]]:
-    """How much noise is injected: p or eta, the other one None."""
-    if predictor_ratio is not None and eta is not None:
-        raise ValueError(f"give predictor_ratio or eta, not both; got {predictor_ratio} and {eta}")
-    if not solver.takes_noise and ((predictor_ratio or 1) > 1 or (eta or 0) > 0):
-        raise ValueError(f"the solver {name} cannot inject noise: set predictor_ratio 1, or use the solver multistep")
-    if predictor_ratio is None and eta is None:
-        return (None, 0.0) if name == "ddim" else (2.0 if name == "predictor_corrector" else 1.0, None)
-    return predictor_ratio, eta

@@ -8,57 +8,11 @@ the noise that carries it from there up to the end of the step is the process's 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Callable, Optional
 
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class PathPoint:
-    """A position u of the path with the weights of signal and noise there, and their derivatives by u."""
-
-    u: float
-    alpha: float
-    sigma: float
-    alpha_slope: float
-    sigma_slope: float
-
-    def slope(self, noise: Tensor, signal: Tensor) -> Tensor:
-        """dx/du, (B, C, ...)."""
-        return (self.alpha_slope * signal).add_(noise, alpha=self.sigma_slope)
-
-    @property
-    def log_snr(self) -> float:
-        """log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite at both ends."""
-        if self.u <= 0 or self.u >= 1:
-            return math.inf if self.u <= 0 else -math.inf
-        return math.log(self.alpha / self.sigma)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step, in numbers that are known before sampling starts.
-
-    Args:
-        calls: where the network is called; the first is the start of the step.
-        predicted: where the solver takes the sample, at the step's end or past it.
-        end: where the step ends.
-        previous: start of the step before, None in the first.
-        keep: factor of the sample on the way from `predicted` up to `end`.
-        inject: weight of the noise that is added there.
-    """
-
-    calls: tuple[PathPoint, ...]
-    predicted: PathPoint
-    end: PathPoint
-    previous: Optional[PathPoint]
-    keep: float
-    inject: float
-
-    @property
-    def start(self) -> PathPoint:
-        return self.calls[0]
+from .steps import PathPoint, Step
 
 
 class Solver:
@@ -195,6 +149,3 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "multistep": lambda: Multistep(lambda point: point.u),
     "dpm_solver": lambda: Multistep(lambda point: point.log_snr),
 }
-# Position u of a step's start from the share of the steps that are left. Quadratic steps get shorter where fine detail
-# is decided (docs/sampling.md).
-SPACINGS: dict[str, Callable[[float], float]] = {"uniform": lambda share: share, "quadratic": lambda share: share**2}
