@@ -19,8 +19,8 @@ USABLE = 0.85  # the rest is for what the allocator cannot use
 def peak_gb(network: dict, grid: Sequence[int], batch_size: int, chunk_tokens: int, bf16: bool = True) -> float:
     """Calculated peak of one network call while sampling, in GB (10^9 bytes), without what the driver takes.
 
-    Counted are the weights, the state and the prediction in float32, and the largest set of tensors that lives at one
-    time in either branch, with attention in memory linear in the tokens.
+    Counted are the weights, the sample, and the largest set of tensors that lives at one time in either branch or in
+    the output, with attention in memory linear in the tokens.
 
     Args:
         network: settings of `build_prdit`.
@@ -35,12 +35,13 @@ def peak_gb(network: dict, grid: Sequence[int], batch_size: int, chunk_tokens: i
     voxels, channels = batch_size * math.prod(grid), model.settings["in_channels"]
     predicted = channels * model.settings["num_predictions"]
     weights = size * sum(parameter.numel() for parameter in model.parameters())
-    state = 4 * voxels * (4 * channels + 4 * predicted)  # sample, prediction, solver and 'skip' beside it
+    held = 4 * voxels * 2 * channels  # the sample and what a solver remembers
+    output = 4 * voxels * (2 * predicted + 3 * channels)  # the prediction in float32, before and after 'skip'
 
     tokens, width = voxels / model.local.stride**3, channels * model.local.patch_size**3
     chunk = min(chunk_tokens or tokens, tokens)
-    # in a SwiGLU: its input, the block's input, gate and up twice, their product, its norm
-    local = size * (tokens * width + chunk * 8 * width + 2 * voxels * predicted)
+    # in the second SwiGLU: the first one's output, the input, gate and up, SiLU of the gate, the product
+    local = size * (tokens * width + chunk * 6 * width + 2 * voxels * predicted)
     residual = 0.0
     if model.residual is not None:
         tokens, width = voxels / model.residual.stride**3, channels * model.residual.patch_size**3
@@ -48,7 +49,7 @@ def peak_gb(network: dict, grid: Sequence[int], batch_size: int, chunk_tokens: i
         embedding = tokens * (width + 9 * hidden) + 8 / size * tokens / batch_size * hidden  # and the position code
         block = tokens * 10 * hidden  # the MLP: its input, the block's input, 4h before and after GELU
         residual = size * (max(embedding, block) + 2 * voxels * predicted)
-    return (weights + state + max(local, residual)) / 1e9
+    return (weights + held + max(local, residual, output)) / 1e9
 
 
 def memory_plan(
