@@ -110,7 +110,7 @@ class SeedSampler(Inferer):
                 disable=total == 0,
             )  # fmt: skip
         for time, call in zip(self.scheduler.timesteps, self.calls):
-            sample, _ = self.scheduler.step(call(sample), time, sample)
+            sample = self.scheduler.step(call(sample), time, sample)[0]  # the predicted signal is not kept
             self.bar.update(len(inputs))
         if not bool(torch.isfinite(sample).all()):
             raise ValueError(f"the volumes of the seeds {inputs.tolist()} are not finite: the weights are broken")
