@@ -43,7 +43,7 @@ def live_gb(settings, grid, batch, chunk_tokens, dtype):
         network = build_prdit(**{**settings, "chunk_tokens": chunk_tokens}).to(dtype).eval()
         x, time = torch.empty(batch, settings.get("in_channels", 1), *grid), torch.empty(1)
     with torch.no_grad():
-        call = network.at_times(time)[0]
+        call = network.at_times(time, grid)[0]
         with LiveBytes([*network.parameters(), x]) as live:
             call(x)
     weights = sum(parameter.nbytes for parameter in network.parameters())

@@ -21,7 +21,7 @@ def sampler_of(scheduler, steps=4, grid=(4, 6, 8), **settings):
 def test_the_network_at_a_time_is_the_network(make_network, make_volume, settings):
     network, x, times = make_network(**settings), make_volume(2, 1, 4, 6, 8), torch.tensor([1000.0, 612.5, 0.0])
     with torch.no_grad():
-        for call, time in zip(network_at_times(network, times), times):
+        for call, time in zip(network_at_times(network, times, (4, 6, 8)), times):
             torch.testing.assert_close(call(x), network(x, time.reshape(1)), rtol=1e-5, atol=1e-5)
 
 

@@ -102,7 +102,8 @@ class SeedSampler(Inferer):
         self.scheduler.generator = [torch.Generator(device).manual_seed(int(seed)) for seed in inputs]
         sample = self.scheduler.initial_noise((len(inputs), *self.shape), device)
         if self.calls is None:
-            self.calls = network_at_times(network, self.scheduler.timesteps.float().to(device))
+            times = self.scheduler.timesteps.float().to(device)
+            self.calls = network_at_times(network, times, self.shape[1:])
         if self.bar is None:
             total = self.num_volumes * len(self.calls)
             self.bar = tqdm(
@@ -117,10 +118,12 @@ class SeedSampler(Inferer):
         return (sample.clamp(-1, 1) + 1) * (0.5 * (self.hu_max - self.hu_min)) + self.hu_min
 
 
-def network_at_times(network: nn.Module, times: Tensor) -> list[Callable[[Tensor], Tensor]]:
-    """The network at each of the times (S,), as functions of the volume alone."""
+def network_at_times(
+    network: nn.Module, times: Tensor, spatial_shape: Sequence[int]
+) -> list[Callable[[Tensor], Tensor]]:
+    """The network at each of the times (S,), as functions of volumes (B, C, *spatial_shape) alone."""
     if isinstance(network, PRDiT):
-        return network.at_times(times)
+        return network.at_times(times, list(spatial_shape))
     return [partial(network, timesteps=time) for time in times.split(1)]
 
 

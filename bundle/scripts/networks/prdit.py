@@ -94,25 +94,30 @@ class PRDiT(nn.Module):
         times = self._times(x, timesteps)
         return self.predict(x, times, self.modulations(times))
 
-    def predict(self, x: Tensor, times: Tensor, modulations: List[Tensor]) -> Tensor:
-        """As `forward`, with times (B,) or (1,) and what `modulations` made of them."""
+    def predict(
+        self, x: Tensor, times: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None
+    ) -> Tensor:
+        """As `forward`, with times (B,) or (1,) and what `modulations` made of them; `positions` are stage 2's."""
         volume = x.to(self.time.weight.dtype)
         raw = self.local.denoise(volume, modulations[0])
         if self.residual is not None:
-            raw = raw + self.residual.refine(volume, modulations[1:])
+            raw = raw + self.residual.refine(volume, modulations[1:], positions)
         raw = raw.to(x.dtype)
         return self._skip(x, times, raw, 1.0) if self.skip else raw
 
     @torch.jit.unused
-    def at_times(self, times: Tensor) -> List[Callable[[Tensor], Tensor]]:
-        """The network at each of the times (S,), as functions of the volume; all that depends on the time is done."""
+    def at_times(self, times: Tensor, spatial_shape: List[int]) -> List[Callable[[Tensor], Tensor]]:
+        """The network at each of the times (S,), as functions of volumes (B, C, *spatial_shape) alone.
+
+        All that depends on the time and on the shape alone is computed here.
+        """
         modulations = self.modulations(times)
-        return [
-            partial(
-                self.predict, times=times[i : i + 1], modulations=[m[:, i : i + 1].contiguous() for m in modulations]
-            )
-            for i in range(len(times))
-        ]
+        positions = None if self.residual is None else self.residual.positions(spatial_shape)
+        calls: List[Callable[[Tensor], Tensor]] = []
+        for i in range(len(times)):
+            now = [part[:, i : i + 1].contiguous() for part in modulations]
+            calls.append(partial(self.predict, times=times[i : i + 1], modulations=now, positions=positions))
+        return calls
 
     @torch.jit.unused
     def forward_parts(self, x: Tensor, timesteps: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:

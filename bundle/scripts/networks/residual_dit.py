@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List
+from typing import List, Optional
 
 import torch
 import torch.nn as nn
@@ -166,11 +166,20 @@ class ResidualDiT(nn.Module):
         parts.append(torch.stack(self.final_modulation(time)))
         return parts
 
-    def refine(self, x: Tensor, modulations: List[Tensor]) -> Tensor:
-        """As `forward`, with what `modulations` made of the time."""
+    def positions(self, spatial_shape: List[int]) -> Tensor:
+        """Position code of a volume's tokens, (1, N, F), on the weights' device and in their precision."""
+        weight = self.output.weight
+        return position_code(token_grid(spatial_shape, self.stride), self.hidden_size, weight.device).to(weight.dtype)[
+            None
+        ]
+
+    def refine(self, x: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None) -> Tensor:
+        """As `forward`, with what `modulations` made of the time, and `positions` of the volume's shape."""
         grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
+        if positions is None:
+            positions = self.positions([x.shape[2], x.shape[3], x.shape[4]])
         tokens = self.embedding(patchify(pad_volume(x, self.patch_size, self.stride), self.patch_size, self.stride))
-        tokens = tokens + position_code(grid, self.hidden_size, x.device).to(tokens.dtype)[None]  # (B, N, F)
+        tokens = tokens + positions.to(tokens.dtype)  # (B, N, F); autocast has other ones than the weights
         for i, block in enumerate(self.blocks):
             if not torch.jit.is_scripting() and self.activation_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, modulations[i], use_reentrant=False)
