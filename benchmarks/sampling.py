@@ -7,7 +7,7 @@
 
 Each row is a process of its own, so that its memory is its own. 'plain' is the eager network in MONAI's
 `DiffusionInferer.sample`; 'bundle' is what inference.yaml runs; 'compiled' the same through torch.compile. A variant is
-warmed up by one call and timed over `--steps`; memory is the largest over that, without what the process had before it
+warmed up by one call and timed over `--steps`; memory is the largest of one call, without what the process had before it
 had a network, and beside it what `scripts.inferers.peak_gb` calculates. The floor is the floating-point work of one
 call at the rate of a large matrix product of the same precision, measured in the same process.
 """
@@ -103,12 +103,14 @@ def measure(args: argparse.Namespace, grid: int, batch: int, variant: str) -> di
     run_steps(variant, network, grid, batch, 1, device)
     synchronise(device)
     first = time.perf_counter() - start
+    used = memory_gb(device) - before  # of the tensors of steps; the products below come later
+    dtype, size = (torch.bfloat16 if bf16 else torch.float32), 8192 if device.type == "cuda" else 2048
+    rate = product_rate(device, dtype, size)
     start = time.perf_counter()
     run_steps(variant, network, grid, batch, args.steps, device)
     synchronise(device)
     seconds = (time.perf_counter() - start) / args.steps
-    used = memory_gb(device) - before
-    rate = product_rate(device, torch.bfloat16 if bf16 else torch.float32, 8192 if device.type == "cuda" else 2048)
+    rate = 0.5 * (rate + product_rate(device, dtype, size))  # before and after, for machines that others use too
     return {
         "ms per step": 1000 * seconds,
         "share of floor": flop / rate / seconds,
