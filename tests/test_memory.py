@@ -110,6 +110,7 @@ def test_what_the_user_gives_holds():
         ({"memory_gb": 1}, ["[256, 256, 256]", "memory_gb is 1"]),
         ({"memory_gb": 8, "batch_size": 64}, ["memory_gb is 8", "batch_size"]),
         ({"memory_gb": -1}, ["memory_gb", -1]),
+        ({"memory_gb": "8GB"}, ["memory_gb", "8GB"]),
         ({"batch_size": 0}, ["batch_size must be 1 or more"]),
         ({"chunk_tokens": -5}, ["chunk_tokens must be 0 or more"]),
     ],

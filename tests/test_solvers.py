@@ -278,6 +278,8 @@ def test_the_input_of_a_step_is_left_as_it_is(process, make_volume):
     [
         ({"solver": "plms"}, ["solver must be one of", "heun", "plms"]),
         ({"spacing": "karras"}, ["spacing must be one of", "quadratic", "karras"]),
+        ({"eta": "much"}, ["eta must be 0 to 1", "much"]),
+        ({"predictor_ratio": float("nan")}, ["predictor_ratio must be at least 1", "nan"]),
         ({"eta": 1.5}, ["eta must be 0 to 1", 1.5]),
         ({"eta": -0.1}, ["eta must be 0 to 1", -0.1]),
         ({"predictor_ratio": 0.5}, ["predictor_ratio must be at least 1", 0.5]),

@@ -80,9 +80,9 @@ def memory_plan(
         ValueError: in one line, when nothing fits, or a number is out of range.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("chunk_tokens", chunk_tokens, 0)):
-        if value is not None and value < least:
+        if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"{name} must be {least} or more, got {value}")
-    if memory_gb is not None and memory_gb <= 0:
+    if memory_gb is not None and (not isinstance(memory_gb, (int, float)) or not memory_gb > 0):
         raise ValueError(f"memory_gb must be more than 0, got {memory_gb}")
     sides = settings["data"]["grid"] if grid is None else [grid] * 3 if isinstance(grid, int) else grid
     fast = has_fast_bf16(torch.device(device)) if bf16 is None else bf16

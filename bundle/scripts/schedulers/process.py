@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Optional, Sequence, Union
+from numbers import Real
+from typing import Callable, Optional, Sequence, Union
 
 import torch
 from monai.networks.schedulers import Scheduler
@@ -28,6 +29,11 @@ def require_one_of(setting: str, value: object, choices: Sequence[str]) -> None:
     """Raises a ValueError in one line when a setting is none of its choices."""
     if value not in choices:
         raise ValueError(f"{setting} must be one of {', '.join(choices)}, got '{value}'")
+
+
+def _require_number(setting: str, value: object, is_valid: Callable[[float], bool], bound: str) -> None:
+    if not isinstance(value, Real) or not is_valid(float(value)):
+        raise ValueError(f"{setting} must be {bound}, got {value}")
 
 
 class DiffusionProcess(Scheduler):
@@ -75,15 +81,13 @@ class DiffusionProcess(Scheduler):
         training_times: str = "uniform",
         time_power: float = 1.0,
     ) -> None:
-        for name, value, valid, bound in (
-            ("num_train_timesteps", num_train_timesteps, num_train_timesteps >= 1, "at least 1"),
-            ("noise_std", noise_std, noise_std > 0, "more than 0"),
-            ("predictor_ratio", predictor_ratio, predictor_ratio is None or predictor_ratio >= 1, "at least 1"),
-            ("eta", eta, eta is None or 0 <= eta <= 1, "0 to 1"),
-            ("time_power", time_power, time_power > 0, "more than 0"),
-        ):
-            if not valid:
-                raise ValueError(f"{name} must be {bound}, got {value}")
+        _require_number("num_train_timesteps", num_train_timesteps, lambda value: value >= 1, "at least 1")
+        _require_number("noise_std", noise_std, lambda value: value > 0, "more than 0")
+        _require_number("time_power", time_power, lambda value: value > 0, "more than 0")
+        if predictor_ratio is not None:
+            _require_number("predictor_ratio", predictor_ratio, lambda value: value >= 1, "at least 1")
+        if eta is not None:
+            _require_number("eta", eta, lambda value: 0 <= value <= 1, "0 to 1")
         require_one_of("solver", solver, list(SOLVERS))
         require_one_of("spacing", spacing, list(SPACINGS))
         require_one_of("training_times", training_times, TRAINING_TIMES)
@@ -172,7 +176,7 @@ class DiffusionProcess(Scheduler):
             timesteps: other times for the starts of the steps, from noise to data.
         """
         per_step = len(self.solver.offsets)
-        if not 1 <= num_inference_steps <= self.num_train_timesteps:
+        if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= self.num_train_timesteps:
             raise ValueError(f"num_inference_steps must be 1 to {self.num_train_timesteps}, got {num_inference_steps}")
         if num_inference_steps % per_step:
             raise ValueError(
