@@ -79,10 +79,11 @@ def settings_of(preset, grid):
 @pytest.mark.parametrize("memory_gb", [8, 16, 24, 40, 80])
 @pytest.mark.parametrize("grid", [64, 128, 256])
 def test_every_card_samples_every_grid(grid, memory_gb):
+    settings = settings_of("PRDiT-B/12", grid)
     for bf16 in (True, False):
-        plan = memory_plan(settings_of("PRDiT-B/12", grid), memory_gb=memory_gb, bf16=bf16)
-        assert plan["batch_size"] >= 1 and plan["peak_gb"] < 0.85 * memory_gb
-        assert plan["chunk_tokens"] == 0
+        plan = memory_plan(settings, memory_gb=memory_gb, bf16=bf16)
+        assert plan["batch_size"] >= 1 and plan["chunk_tokens"] == 0
+        assert peak_gb(settings["network"], [grid] * 3, **plan, bf16=bf16) < 0.85 * memory_gb
 
 
 def test_more_memory_makes_larger_batches():
@@ -101,7 +102,8 @@ def test_what_the_user_gives_holds():
     settings = settings_of("PRDiT-B/4", 64)
     plan = memory_plan(settings, memory_gb=8, batch_size=3, chunk_tokens=99, bf16=True)
     assert (plan["batch_size"], plan["chunk_tokens"]) == (3, 99)
-    assert memory_plan(settings)["batch_size"] == 1 and memory_plan(settings)["chunk_tokens"] == 0
+    assert memory_plan(settings) == {"batch_size": 1, "chunk_tokens": 0}
+    assert memory_plan(settings, batch_size=5, chunk_tokens=7) == {"batch_size": 5, "chunk_tokens": 7}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Optional, Sequence, Union
+from typing import Optional, Sequence, Union
 
 import torch
 
@@ -60,7 +60,7 @@ def memory_plan(
     chunk_tokens: Optional[int] = None,
     bf16: Optional[bool] = None,
     device: Union[str, torch.device] = "cpu",
-) -> dict[str, Any]:
+) -> dict[str, int]:
     """The batch and the chunks to sample with.
 
     Args:
@@ -74,7 +74,7 @@ def memory_plan(
         device: where it runs.
 
     Returns:
-        'batch_size', 'chunk_tokens' and the calculated 'peak_gb'.
+        'batch_size' and 'chunk_tokens'.
 
     Raises:
         ValueError: in one line, when nothing fits, or a number is out of range.
@@ -84,17 +84,17 @@ def memory_plan(
             raise ValueError(f"{name} must be {least} or more, got {value}")
     if memory_gb is not None and (not isinstance(memory_gb, (int, float)) or not memory_gb > 0):
         raise ValueError(f"memory_gb must be more than 0, got {memory_gb}")
+    if memory_gb is None:
+        return {"batch_size": batch_size or 1, "chunk_tokens": chunk_tokens or 0}
     sides = settings["data"]["grid"] if grid is None else [grid] * 3 if isinstance(grid, int) else grid
     fast = has_fast_bf16(torch.device(device)) if bf16 is None else bf16
-    batches = ((1,) if memory_gb is None else BATCHES) if batch_size is None else (batch_size,)
-    chunks = ((0,) if memory_gb is None else (0, *CHUNKS)) if chunk_tokens is None else (chunk_tokens,)
-    limit = math.inf if memory_gb is None else USABLE * memory_gb - RESERVED_GB
-    # a larger batch is worth more than whole volumes at a time, but only where it needs no chunks
-    plans = [(batch, chunk) for chunk in chunks for batch in batches]
-    for batch, chunk in plans:
-        peak = peak_gb(settings["network"], sides, batch, chunk, fast)
-        if peak <= limit:
-            return {"batch_size": batch, "chunk_tokens": chunk, "peak_gb": peak}
+    peak, limit = math.inf, USABLE * memory_gb - RESERVED_GB
+    # whole batches come first, then ever smaller chunks
+    for chunk in (0, *CHUNKS) if chunk_tokens is None else (chunk_tokens,):
+        for batch in BATCHES if batch_size is None else (batch_size,):
+            peak = peak_gb(settings["network"], sides, batch, chunk, fast)
+            if peak <= limit:
+                return {"batch_size": batch, "chunk_tokens": chunk}
     raise ValueError(
         f"a volume of {list(sides)} needs about {(peak + RESERVED_GB) / USABLE:.1f} GB with this network, memory_gb is "
         f"{memory_gb}: choose a smaller grid, batch_size or chunk_tokens"
