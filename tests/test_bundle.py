@@ -238,6 +238,17 @@ def test_a_broken_sampling_run_continues_and_never_overwrites(trained, tmp_path,
         ({"num_inference_steps": 0}, "num_inference_steps must be 1 to 1000"),
         ({"num_inference_steps": 1001}, "num_inference_steps must be 1 to 1000"),
         ({"predictor_ratio": 0.5}, "predictor_ratio must be at least 1"),
+        ({"solver": "plms"}, "solver must be one of"),
+        ({"spacing": "karras"}, "spacing must be one of"),
+        ({"eta": 2}, "eta must be 0 to 1"),
+        ({"eta": 0.5, "predictor_ratio": 2}, "predictor_ratio or eta, not both"),
+        ({"solver": "heun", "num_inference_steps": 5}, "must be a multiple of 2"),
+        ({"prediction": "velocity"}, "prediction must be null or noise"),
+        ({"process_name": "flow_matching"}, "trained with the process cosine_sine"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"chunk_tokens": -1}, "chunk_tokens must be 0 or more"),
+        ({"memory_gb": 0}, "memory_gb must be more than 0"),
+        ({"memory_gb": 8, "grid": 4096}, "choose a smaller grid"),
         ({"num_samples": 0}, "num_samples must be 1 or more"),
         ({"grid": [15, 16, 16]}, "grid must be three multiples"),
         ({"output_dir": "/proc/nowhere"}, "output_dir /proc/nowhere is not writable"),
@@ -248,6 +259,92 @@ def test_bad_settings_of_sampling(trained, tmp_path, settings, fact):
     given = {"ckpt_path": trained / "ckpt" / "model.pt", "output_dir": tmp_path / "out", "num_inference_steps": 2}
     with assert_refused(fact):
         sample(**{**given, **settings})
+
+
+def test_every_solver_samples_and_says_so(trained, tmp_path):
+    """As a user names it; the JSON holds what was used, defaults included."""
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_samples": 1, "num_inference_steps": 4}
+    volumes = {}
+    for solver, given, used in (
+        ("predictor_corrector", {}, (2.0, None)),
+        ("euler", {}, (1.0, None)),
+        ("heun", {"predictor_ratio": 1.5}, (1.5, None)),
+        ("rk4", {}, (1.0, None)),
+        ("adams_bashforth", {"spacing": "quadratic"}, (1.0, None)),
+        ("ddim", {"eta": 1.0}, (None, 1.0)),
+        ("multistep", {"prediction": "noise"}, (1.0, None)),
+        ("dpm_solver", {}, (1.0, None)),
+    ):
+        sample(**settings, solver=solver, **given, output_dir=tmp_path / solver)
+        sidecar = json.loads((tmp_path / solver / "seed_000000.json").read_text())
+        assert (sidecar["solver"], sidecar["predictor_ratio"], sidecar["eta"]) == (solver, *used)
+        expected = {"spacing": "uniform", "prediction": None, **given, "process": "cosine_sine"}
+        assert {name: sidecar[name] for name in expected} == expected
+        volumes[solver] = np.asanyarray(nib.load(tmp_path / solver / "seed_000000.nii.gz").dataobj)
+    assert len({volume.tobytes() for volume in volumes.values()}) == len(volumes)
+
+
+@pytest.mark.slow
+def test_two_processes_sample_what_one_does(trained, tmp_path):
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "num_samples": 3, "bf16": False}
+    settings |= {"device": "$torch.device('cpu')"}
+    sample(output_dir=tmp_path / "one", **settings)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    stack = ["inference", "multi_gpu"]
+    # again with one volume to do, which leaves a process without work
+    for written in (3, 1):
+        process = run_process("run", stack, tmp_path, launcher, output_dir=tmp_path / "two", **settings)
+        assert process.returncode == 0, process.stderr
+        assert f"{written} volumes written" in process.stdout and process.stdout.count("volumes written") == 1
+        names = sorted(path.name for path in (tmp_path / "one").iterdir())
+        assert sorted(path.name for path in (tmp_path / "two").iterdir()) == names
+        for seed in range(3):
+            one, two = (nib.load(tmp_path / name / f"seed_{seed:06d}.nii.gz") for name in ("one", "two"))
+            assert np.array_equal(one.get_fdata(), two.get_fdata()) and np.array_equal(one.affine, two.affine)
+            one, two = ((tmp_path / name / f"seed_{seed:06d}.json").read_text() for name in ("one", "two"))
+            assert one == two
+        (tmp_path / "two" / "seed_000001.json").unlink()
+
+
+def test_memory_of_the_card_chooses_the_batch(trained, tmp_path):
+    """The same volumes, whatever fits."""
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "num_samples": 2, "bf16": False}
+    for name, given in (("alone", {}), ("together", {"memory_gb": 8})):
+        sample(output_dir=tmp_path / name, **settings, **given)
+    alone, together = (nib.load(tmp_path / name / "seed_000001.nii.gz").get_fdata() for name in ("alone", "together"))
+    assert np.abs(alone - together).max() <= 1
+
+
+def test_flow_matching_in_every_stack(tmp_path, trained):
+    """Both stages, fine-tuning and sampling with one overlay; weights of the other process are refused by name."""
+    given = {"ema_decay": 0.5, "warmup_steps": 2}
+    stack, settings = training(1, tmp_path, max_epochs=8, **given)
+    run("training", [*stack, "flow_matching"], **settings)
+    rows = losses(tmp_path)
+    assert list(rows[0])[3:] == ["train_loss", "train_velocity", "val_loss", "val_velocity"]
+    assert float(rows[-1]["val_loss"]) < 0.9 * float(rows[0]["val_loss"])
+    assert float(rows[-1]["val_loss"]) == pytest.approx(float(rows[-1]["val_velocity"]), abs=2e-6)
+    stack, settings = training(2, tmp_path, max_epochs=2, training_times="logit_normal", **given)
+    run("training", [*stack, "flow_matching"], **settings)
+    model = tmp_path / "ckpt" / "model.pt"
+    stored = json.loads(model.with_suffix(".json").read_text())
+    assert stored["process"]["name"] == "flow_matching" and stored["network"]["num_predictions"] == 1
+    for stack, steps, solver in ((["inference", "flow_matching"], 20, "multistep"), (["inference"], 50, "heun")):
+        changed = {} if "flow_matching" in stack else {"solver": solver}
+        run("run", stack, ckpt_path=model, output_dir=tmp_path / solver, num_samples=1, **changed)
+        sidecar = json.loads((tmp_path / solver / "seed_000000.json").read_text())
+        found = [sidecar[name] for name in ("process", "solver", "num_inference_steps")]
+        assert found == ["flow_matching", solver, steps]
+        volume = np.asanyarray(nib.load(tmp_path / solver / "seed_000000.nii.gz").dataobj)
+        assert volume.std() > 50
+    _, settings = training(2, tmp_path, max_epochs=1)
+    settings |= {"ckpt_dir": tmp_path / "finetuned", "finetune_from": model}
+    run("training", ["train", "finetune", "flow_matching"], **settings)
+    with assert_refused("trained with the process flow_matching", "cosine_sine"):
+        run("training", ["train", "finetune"], **{**settings, "ckpt_dir": tmp_path / "other"})
+    with assert_refused("trained with the process cosine_sine", "flow_matching"):
+        stack, settings = training(2, tmp_path, local_ckpt=trained / "ckpt" / "local.pt")
+        run("training", [*stack, "flow_matching"], **{**settings, "ckpt_dir": tmp_path / "third"})
 
 
 def test_bad_input_is_one_line_and_a_status(trained, tmp_path):

@@ -19,14 +19,14 @@ from scripts.training import (
     LocalWindowPrepareBatch,
     LossCSV,
     LossMetric,
-    NoiseSignalLoss,
     PaddedLocal,
+    PredictionLoss,
     SchedulerPrepareBatch,
     TrainingCheckpoint,
     ValidationPrepareBatch,
     loss_terms,
-    noise_signal_errors,
     parameters_to_train,
+    prediction_errors,
     trained_module,
     training_batches,
     with_frozen_local,
@@ -83,7 +83,7 @@ def test_window_has_the_predictions_and_targets_of_the_whole_volume(make_network
 
 def test_window_as_large_as_the_volume_has_its_loss_and_gradients(make_network, make_volume):
     network, scheduler = make_network(depth=0), CosineSineScheduler()
-    images, times, loss = make_volume(2, 1, 6, 8, 8), torch.tensor([120.0, 870.0]), NoiseSignalLoss()
+    images, times, loss = make_volume(2, 1, 6, 8, 8), torch.tensor([120.0, 870.0]), PredictionLoss()
     inferer, results = DiffusionInferer(scheduler), []
     for prepare, module in (
         (SchedulerPrepareBatch(scheduler), network),
@@ -164,9 +164,9 @@ def test_validation_leaves_the_global_random_state_alone(make_volume):
 def test_errors_of_noise_and_signal(make_volume):
     target = make_volume(2, 4, 3, 3, 3)
     prediction = target + torch.tensor([1.0, 3.0, 2.0, 0.0]).reshape(1, 4, 1, 1, 1)
-    noise, signal = noise_signal_errors(prediction, target)
+    noise, signal = prediction_errors(prediction, target).values()
     assert (float(noise), float(signal)) == pytest.approx((5.0, 2.0), rel=1e-5)
-    assert float(NoiseSignalLoss()(prediction, target)) == pytest.approx(7.0, rel=1e-5)
+    assert float(PredictionLoss()(prediction, target)) == pytest.approx(7.0, rel=1e-5)
     output = {"pred": prediction.requires_grad_(), "label": target}
     expected = {"loss": pytest.approx(7.0, rel=1e-5), "noise": pytest.approx(5.0), "signal": pytest.approx(2.0)}
     assert loss_terms(output) == loss_terms([output]) == expected
@@ -174,7 +174,7 @@ def test_errors_of_noise_and_signal(make_volume):
 
 def test_errors_are_computed_in_float32():
     target = torch.full((1, 2, 8, 8, 8), 100.0)
-    noise, signal = noise_signal_errors((target + 1).bfloat16(), target.bfloat16())
+    noise, signal = prediction_errors((target + 1).bfloat16(), target.bfloat16()).values()
     assert noise.dtype == torch.float32 and float(noise) == 1.0 and float(signal) == 1.0
 
 

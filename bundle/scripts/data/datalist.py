@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from .dicom import MAX_TILT_DEGREES, MIN_SLICES
-from .preparation import PAPER_COMPAT
+from .intensity import HU, PAPER_COMPAT
 from .sources import find_sources
 
 VALIDATION_SHARE = 0.1
@@ -51,7 +51,7 @@ def ct_datalist(
 
 def intensity_of(datalist: dict[str, list[dict[str, Any]]]) -> str:
     """What the values of a datalist's volumes are: 'HU', or 'paper_compat', the published per-volume scaling."""
-    return str(datalist["training"][0].get("intensity", "HU"))
+    return str(datalist["training"][0].get("intensity", HU))
 
 
 def _prepared(folder: Path) -> dict[str, list[dict[str, Any]]]:

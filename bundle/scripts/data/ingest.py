@@ -19,7 +19,7 @@ from ..files import PathLike, write_atomically
 from .dicom import MIN_SLICES
 from .ingest_report import write_reports
 from .parallel import work, worker_count
-from .preparation import PAPER_COMPAT, Preparation
+from .preparation import Preparation
 from .pseudonyms import Pseudonym, read_salt
 from .readers import RAD_CHEST_SPACING
 from .sources import Findings, Inspected, Source, find_sources
@@ -218,7 +218,7 @@ def _finish(
         "description": "CT volumes prepared for PRDiT",
         "modality": {"0": "CT"},
         "tensorImageSize": "3D",
-        "intensity": PAPER_COMPAT if preparation.paper_compat else "HU",
+        "intensity": preparation.intensity,
         "spacing_mm": preparation.spacing,
         "size": preparation.size,
         "split_sha256": hashlib.sha256(json.dumps(lists).encode()).hexdigest(),

@@ -13,8 +13,8 @@ from monai.transforms import SpatialResample
 
 from .anatomy import body_mask, box_centre, lung_mask
 from .hounsfield import AIR_HU, LOWEST_HU, hu_problem
+from .intensity import HU, PAPER_COMPAT
 
-PAPER_COMPAT = "paper_compat"  # intensity of data sets scaled as published: each volume to [0, 1] by its own quantile
 CENTERS = ("lungs", "body", "volume")
 _COARSE_MM = 4.0  # voxels in which body and lungs are looked for
 _MIN_LUNG_ML = 1000.0
@@ -116,6 +116,10 @@ class Preparation:
         self.spacing, self.size = [float(value) for value in spacing], [int(side) for side in size]
         self.center, self.remove_table = center, remove_table
         self.min_coverage, self.paper_compat = min_coverage, paper_compat
+
+    @property
+    def intensity(self) -> str:
+        return PAPER_COMPAT if self.paper_compat else HU
 
     def __call__(self, volume: MetaTensor) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """(1, ...) in HU, any affine -> the new volume (X, Y, Z), its affine, and facts about it.

@@ -11,11 +11,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, Spacing
 
 from .hounsfield import AIR_HU, check_hu
+from .intensity import HU, to_hu
 from .phantom import chest_phantom
-from .preparation import PAPER_COMPAT
 from .readers import read_dicom, read_file
-
-PAPER_COMPAT_HU = (-1000.0, 1000.0)  # what stands for 0 and 1 of the published scaling between loading and writing
 
 
 def grid_affine(grid: Sequence[int], field_of_view_mm: Sequence[float]) -> np.ndarray:
@@ -37,7 +35,7 @@ def three(value: Union[float, Sequence[float]]) -> list[float]:
 class LoadCTd(MapTransform):
     """Loads a file, a DICOM series or a phantom as (1, X, Y, Z) in HU, oriented RAS.
 
-    Volumes of a paper_compat data set come as `PAPER_COMPAT_HU`, so that nothing behind this asks what they are.
+    Volumes of a paper_compat data set come as what stands for HU, see `intensity`.
 
     Args:
         keys: of the path (str) or the phantom's seed (int); the item's 'series' is a DICOM series.
@@ -70,9 +68,8 @@ class LoadCTd(MapTransform):
             volume = read_dicom(item["series"]) if "series" in item else read_file(path)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        volume = MetaTensor(volume.as_tensor().float(), affine=volume.affine)
-        if item.get("intensity") == PAPER_COMPAT:
-            volume = volume * (PAPER_COMPAT_HU[1] - PAPER_COMPAT_HU[0]) + PAPER_COMPAT_HU[0]
+        values = torch.from_numpy(to_hu(volume.as_tensor().float().numpy(), str(item.get("intensity", HU))))
+        volume = MetaTensor(values, affine=volume.affine)
         check_hu(volume, path)
         return Orientation(axcodes="RAS", labels=None)(volume)
 

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 
 from ..files import write_atomically
 from .dicom import MAX_TILT_DEGREES
+from .intensity import to_hu
 from .nifti import save_nifti
 from .pictures import preview_picture
 from .preparation import Preparation
@@ -21,7 +22,6 @@ from .pseudonyms import Pseudonym
 from .sources import Source
 
 HISTOGRAM_EDGES = np.linspace(-1024, 1024, 65)  # HU
-_PAPER_STEP = 1 / 32767  # of the stored integers
 _THUMBNAIL_PIXELS = 96
 
 
@@ -98,16 +98,10 @@ class VolumeJob:
             facts["tilt_degrees"] = round(source.series.tilt_degrees, 1)
         values, affine, more = self.preparation(volume)
         del volume
-        paper = self.preparation.paper_compat
         size_mm = [side * mm for side, mm in zip(self.preparation.size, self.preparation.spacing)]
-        shown = values * 2000.0 - 1000.0 if paper else values
+        shown = to_hu(values, self.preparation.intensity)
         picture = preview_picture([shown], size_mm, _THUMBNAIL_PIXELS)
-        if paper:
-            save_nifti(
-                values, affine, self.image_path(name), "CT, per-volume scale 0 to 1, not HU", _PAPER_STEP, (0, 1)
-            )
-        else:
-            save_nifti(values, affine, self.image_path(name), "CT in HU")
+        save_nifti(values, affine, self.image_path(name), "CT", self.preparation.intensity)
         write_atomically(
             self.record_path(name).with_suffix(".jpg"), lambda part: picture.save(part, format="jpeg", quality=80)
         )

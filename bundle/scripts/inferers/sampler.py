@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence, Union
+from functools import partial
+from typing import Any, Callable, Optional, Sequence, Union
 
 import torch
 from monai.engines import PrepareBatch
-from monai.inferers import DiffusionInferer, Inferer
+from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..networks.prdit import PRDiT
-from ..schedulers import CosineSineScheduler
+from ..schedulers import DiffusionProcess
 from .inferer import has_fast_bf16
 
 
-def inference_network(network: PRDiT, device: torch.device, bf16: Optional[bool] = None) -> PRDiT:
-    """The network on its device, in eval mode, its weights in bf16 where the hardware is faster with it."""
+def inference_network(
+    network: PRDiT, device: torch.device, bf16: Optional[bool] = None, compile: bool = False
+) -> PRDiT:
+    """The network on its device, in eval mode.
+
+    Args:
+        network: with its weights.
+        device: where it runs.
+        bf16: weights in bfloat16; None where the hardware is faster with it.
+        compile: through torch.compile: with weights frozen into the code on a CPU, as a CUDA graph on a GPU.
+
+    Raises:
+        ValueError: in one line, when there is no C++ compiler to compile with.
+    """
     fast = has_fast_bf16(device) if bf16 is None else bf16
-    return network.to(device, torch.bfloat16 if fast else torch.float32).eval().requires_grad_(False)
+    network = network.to(device, torch.bfloat16 if fast else torch.float32).eval().requires_grad_(False)
+    if compile:
+        setattr(network, "predict", _compiled(network.predict, device))
+    return network
+
+
+def _compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    from torch._inductor import config as inductor
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ValueError(
+            "compile needs a C++ compiler, for instance g++; install one or set compile to False"
+        ) from None
+    inductor.freezing = device.type == "cpu"
+    return torch.compile(function, dynamic=False, mode=None if device.type == "cpu" else "reduce-overhead")
 
 
 class SeedPrepareBatch(PrepareBatch):
@@ -31,20 +62,22 @@ class SeedPrepareBatch(PrepareBatch):
 class SeedSampler(Inferer):
     """Samples one volume per seed; a volume depends on its seed alone, not on the batch.
 
-    Only the current state of the process is kept: memory does not grow with the number of steps.
+    Only the current state of the process is kept: memory does not grow with the number of steps. What depends on the
+    time alone is computed once per run, and no step waits for the GPU; so the loop is our own: `DiffusionInferer.sample`
+    copies each time to the device and waits for it.
 
     Args:
         scheduler: the process.
-        num_inference_steps: network calls per volume, 1 to T.
+        num_inference_steps: network calls per volume, see `DiffusionProcess.set_timesteps`.
         grid: voxels of the volumes along each axis.
         hu_window: HU of the values -1 and 1.
-        num_volumes: of the whole run, for the progress bar.
+        num_volumes: of this process, for the progress bar; 0 shows none.
         in_channels: channels of the volumes.
     """
 
     def __init__(
         self,
-        scheduler: CosineSineScheduler,
+        scheduler: DiffusionProcess,
         num_inference_steps: int,
         grid: Sequence[int],
         hu_window: Sequence[float] = (-1000.0, 1000.0),
@@ -55,6 +88,7 @@ class SeedSampler(Inferer):
         self.hu_min, self.hu_max = hu_window
         self.num_volumes = num_volumes
         self.bar: Optional[tqdm] = None
+        self.calls: Optional[list[Callable[[Tensor], Tensor]]] = None
         scheduler.set_timesteps(num_inference_steps)
 
     @torch.no_grad()
@@ -66,21 +100,31 @@ class SeedSampler(Inferer):
         """
         device = next(network.parameters()).device
         self.scheduler.generator = [torch.Generator(device).manual_seed(int(seed)) for seed in inputs]
-        noise = self.scheduler.initial_noise((len(inputs), *self.shape), device)
+        sample = self.scheduler.initial_noise((len(inputs), *self.shape), device)
+        if self.calls is None:
+            times = self.scheduler.timesteps.float().to(device)
+            self.calls = network_at_times(network, times, self.shape[1:])
         if self.bar is None:
-            total = self.num_volumes * self.scheduler.num_inference_steps
-            self.bar = tqdm(total=total, unit="step", desc=f"sampling {self.num_volumes} volumes", dynamic_ncols=True)
-
-        bar = self.bar
-
-        def counted(x: Tensor, timesteps: Tensor, context: Optional[Tensor] = None) -> Tensor:
-            bar.update(len(x))
-            return network(x, timesteps, context)
-
-        sample = DiffusionInferer(self.scheduler).sample(noise, counted, verbose=False)
+            total = self.num_volumes * len(self.calls)
+            self.bar = tqdm(
+                total=total, unit="step", desc=f"sampling {self.num_volumes} volumes", dynamic_ncols=True,
+                disable=total == 0,
+            )  # fmt: skip
+        for time, call in zip(self.scheduler.timesteps, self.calls):
+            sample = self.scheduler.step(call(sample), time, sample)[0]  # the predicted signal is not kept
+            self.bar.update(len(inputs))
         if not bool(torch.isfinite(sample).all()):
             raise ValueError(f"the volumes of the seeds {inputs.tolist()} are not finite: the weights are broken")
         return (sample.clamp(-1, 1) + 1) * (0.5 * (self.hu_max - self.hu_min)) + self.hu_min
+
+
+def network_at_times(
+    network: nn.Module, times: Tensor, spatial_shape: Sequence[int]
+) -> list[Callable[[Tensor], Tensor]]:
+    """The network at each of the times (S,), as functions of volumes (B, C, *spatial_shape) alone."""
+    if isinstance(network, PRDiT):
+        return network.at_times(times, list(spatial_shape))
+    return [partial(network, timesteps=time) for time in times.split(1)]
 
 
 def seed_list(num_samples: int, seed: int) -> list[dict[str, int]]:

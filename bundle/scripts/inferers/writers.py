@@ -7,12 +7,14 @@ import platform
 from pathlib import Path
 from typing import Any, Sequence, Union
 
+import ignite.distributed as idist
 import monai
 import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
+from ..data.intensity import HU, from_hu, to_hu
 from ..data.nifti import save_nifti
 from ..data.pictures import preview_picture
 from ..data.transforms import grid_affine, three
@@ -22,9 +24,9 @@ from ..files import PathLike, write_atomically
 VERSION = "0.1.0"
 
 
-def save_volume(volume: np.ndarray, affine: np.ndarray, path: PathLike) -> None:
-    """Writes generated HU (X, Y, Z) as NIfTI, marked as synthetic."""
-    save_nifti(volume, affine, path, "synthetic CT in HU, PRDiT; not a patient")
+def save_volume(volume: np.ndarray, affine: np.ndarray, path: PathLike, intensity: str = HU) -> None:
+    """Writes generated HU (X, Y, Z), or what stands for them, as NIfTI that is marked as synthetic."""
+    save_nifti(from_hu(volume, intensity), affine, path, "synthetic CT by PRDiT, no patient", intensity)
 
 
 class VolumeStore:
@@ -45,6 +47,7 @@ class VolumeStore:
         self.folder, self.overwrite = require_writable(output_dir, "output_dir"), overwrite
         versions = {"bundle": VERSION, "monai": monai.__version__, "torch": torch.__version__}
         self.provenance = json.loads(json.dumps(provenance))
+        self.intensity = self.provenance.get("intensity", HU)
         self.versions = {**versions, "python": platform.python_version()}
 
     def path(self, seed: int) -> Path:
@@ -54,14 +57,14 @@ class VolumeStore:
         return self.folder / f"seed_{seed:06d}.json"
 
     def missing(self, items: Sequence[dict[str, int]]) -> list[dict[str, int]]:
-        """Items whose volume has still to be made.
+        """Items whose volume has still to be made; the same in every process, for none writes before all have looked.
 
         Raises:
             ValueError: when a volume is there that was made in another way.
         """
-        if self.overwrite:
-            return list(items)
-        return [item for item in items if not self._is_done(item["seed"])]
+        missing = [item for item in items if self.overwrite or not self._is_done(item["seed"])]
+        idist.barrier()
+        return missing
 
     def _is_done(self, seed: int) -> bool:
         if not self.sidecar(seed).is_file():
@@ -82,41 +85,45 @@ class VolumeStore:
     def save(self, seed: int, volume: np.ndarray, affine: np.ndarray) -> None:
         """Writes one volume in HU (X, Y, Z) and its JSON."""
         self.sidecar(seed).unlink(missing_ok=True)
-        save_volume(volume, affine, self.path(seed))
-        content = {"seed": seed, **self.provenance, "unit": "HU", "synthetic": True, "versions": self.versions}
+        save_volume(volume, affine, self.path(seed), self.intensity)
+        content = {"seed": seed, **self.provenance, "synthetic": True, "versions": self.versions}
         text = json.dumps(content, indent=4) + "\n"
         write_atomically(self.sidecar(seed), lambda part: part.write_text(text))
 
 
 class VolumeWriter:
-    """Writes what an evaluator sampled, and the preview at the end.
+    """Writes what an evaluator sampled.
 
     Args:
         store: the output folder.
         field_of_view_mm: size of a volume along each axis, or of all axes.
-        preview: seeds to show in the preview; none where empty.
     """
 
-    def __init__(
-        self, store: VolumeStore, field_of_view_mm: Union[float, Sequence[float]], preview: Sequence[int] = ()
-    ) -> None:
-        self.store, self.field_of_view_mm, self.preview = store, three(field_of_view_mm), list(preview)
+    def __init__(self, store: VolumeStore, field_of_view_mm: Union[float, Sequence[float]]) -> None:
+        self.store, self.field_of_view_mm = store, three(field_of_view_mm)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
-        if self.preview:
-            engine.add_event_handler(Events.COMPLETED, self.write_preview)
 
     def write(self, engine: Engine) -> None:
         for seed, volume in zip(engine.state.output["image"].tolist(), engine.state.output["pred"]):
             affine = grid_affine(volume.shape[1:], self.field_of_view_mm)
             self.store.save(seed, volume[0].cpu().numpy(), affine)
 
-    def write_preview(self) -> None:
+
+def write_preview(store: VolumeStore, seeds: Sequence[int], field_of_view_mm: Union[float, Sequence[float]]) -> None:
+    """Waits for all processes, and then pictures the volumes of these seeds, in the first of them.
+
+    Args:
+        store: the output folder.
+        seeds: whose volumes are there.
+        field_of_view_mm: size of a volume along each axis, or of all axes.
+    """
+    idist.barrier()
+    if idist.get_rank() == 0:
         volumes = [
-            nib.Nifti1Image.from_filename(self.store.path(seed))
-            for seed in self.preview
-            if self.store.path(seed).is_file()
+            to_hu(np.asanyarray(nib.Nifti1Image.from_filename(store.path(seed)).dataobj), store.intensity)
+            for seed in seeds
         ]
-        picture = preview_picture([np.asanyarray(image.dataobj) for image in volumes], self.field_of_view_mm)
-        write_atomically(self.store.folder / "preview.png", lambda part: picture.save(part, format="png"))
+        picture = preview_picture(volumes, three(field_of_view_mm))
+        write_atomically(store.folder / "preview.png", lambda part: picture.save(part, format="png"))

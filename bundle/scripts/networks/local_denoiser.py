@@ -66,9 +66,12 @@ class LocalDenoiser(nn.Module):
         z = self.block2(modulate(self.norm2(z), modulation[2], modulation[3]))
         return self.output(modulate(z + patches, modulation[4], modulation[5]))
 
-    def predict_tokens(self, patches: Tensor, time: Tensor) -> Tensor:
-        """Denoises patches, (B, N, C p**3) and time features (B, F) -> (B, N, s**3 C_out)."""
-        modulation = torch.stack(self.modulation(self.time_head(time)))  # (6, B, C p**3)
+    def modulations(self, time: Tensor) -> Tensor:
+        """Shifts and scales of all layers, (6, B, C p**3), from the shared time features (B, time_size)."""
+        return torch.stack(self.modulation(self.time_head(time)))
+
+    def predict_tokens(self, patches: Tensor, modulation: Tensor) -> Tensor:
+        """Denoises patches, (B, N, C p**3) and modulation (6, B or 1, C p**3) -> (B, N, s**3 C_out)."""
         chunk = self.chunk_tokens // patches.shape[0] if self.chunk_tokens > 0 else patches.shape[1]
         if chunk >= patches.shape[1]:
             return self._denoise(patches, modulation)
@@ -88,9 +91,13 @@ class LocalDenoiser(nn.Module):
             time: shared time features, (B, time_size).
             padded: x already has the halo of (p - s) / 2 voxels on every side; the output is then smaller by it.
         """
+        return self.denoise(x, self.modulations(time), padded)
+
+    def denoise(self, x: Tensor, modulation: Tensor, padded: bool = False) -> Tensor:
+        """As `forward`, with what `modulations` made of the time."""
         if not padded:
             x = pad_volume(x, self.patch_size, self.stride)
         halo = self.patch_size - self.stride
         grid = token_grid([x.shape[2] - halo, x.shape[3] - halo, x.shape[4] - halo], self.stride)
-        tokens = self.predict_tokens(patchify(x, self.patch_size, self.stride), time)
+        tokens = self.predict_tokens(patchify(x, self.patch_size, self.stride), modulation)
         return unpatchify(tokens, grid, self.stride)

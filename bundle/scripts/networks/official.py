@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Optional, Sequence, Union
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..schedulers import PROCESSES, build_scheduler
 from .checkpoint import load_tensors, save_weights, sha256_of
 from .prdit import SIZES, PRDiT, build_prdit
 
@@ -80,27 +80,32 @@ def _bare_state(checkpoint: dict) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith("pos_embed")}
 
 
+def _is_cube(value: int) -> bool:
+    return round(value ** (1 / 3)) ** 3 == value
+
+
 def _cube_root(value: int, what: str) -> int:
-    root = round(value ** (1 / 3))
-    if root**3 != value:
+    if not _is_cube(value):
         raise ValueError(f"{what} of the checkpoint, {value}, is no cube: only one input channel is known there")
-    return root
+    return round(value ** (1 / 3))
 
 
 def official_settings(state: dict[str, Tensor], num_heads: Optional[int] = None, norm: str = "layer") -> dict:
     """Reads the settings of `build_prdit` off the shapes of a state dict with the authors' names.
 
     Raises:
-        ValueError: when the number of heads is unknown for this hidden size, or the outputs are not (noise, signal).
+        ValueError: when the number of heads is unknown for this hidden size, or the outputs are neither (noise, signal)
+            nor one velocity.
     """
     hidden_size = state["t_embedder.mlp.0.weight"].shape[0]
     heads = num_heads or dict(SIZES.values()).get(hidden_size)
     if heads is None:
         raise ValueError(f"num_heads must be given: hidden size {hidden_size} is none of the published ones")
     outputs, width = state["coarse.mlp_denoise.linear_final.weight"].shape
-    # in_channels 1: two output channels of s**3 voxels each
-    if outputs % 2 or round((outputs / 2) ** (1 / 3)) ** 3 != outputs // 2:
-        raise ValueError(f"the checkpoint predicts {outputs} values per patch, which is not (noise, signal)")
+    # in_channels 1: one or two output channels of s**3 voxels each; twice a cube is never a cube
+    fitting = [count for count in (2, 1) if outputs % count == 0 and _is_cube(outputs // count)]
+    if not fitting:
+        raise ValueError(f"the checkpoint predicts {outputs} values per patch: neither (noise, signal) nor a velocity")
     blocks = [int(match[1]) for name in state if (match := re.match(r"fine\.blocks\.(\d+)\.", name))]
     mlp = state.get("fine.blocks.0.mlp.fc1.weight")
     return {
@@ -108,9 +113,10 @@ def official_settings(state: dict[str, Tensor], num_heads: Optional[int] = None,
         "num_heads": heads,
         "depth": max(blocks, default=-1) + 1,
         "patch_size": _cube_root(width, "the patch width"),
-        "stride": _cube_root(outputs // 2, "the output width"),
+        "stride": _cube_root(outputs // fitting[0], "the output width"),
         "mlp_ratio": 4.0 if mlp is None else mlp.shape[0] / hidden_size,
         "norm": norm,
+        "num_predictions": fitting[0],
     }
 
 
@@ -130,17 +136,26 @@ def _load(state: dict[str, Tensor], num_heads: Optional[int], norm: str) -> PRDi
     return network.eval()
 
 
+def official_process(network: PRDiT, noise_std: float = 1.0) -> dict:
+    """The process that the authors train such a network with: flow matching where it predicts one velocity."""
+    name = next(
+        name for name, process in PROCESSES.items() if len(process.predictions) == network.settings["num_predictions"]
+    )
+    return {"name": name, "num_train_timesteps": network.num_train_timesteps, "noise_std": noise_std}
+
+
 @torch.no_grad()
-def _denoising_error(network: PRDiT, time: float = 100.0) -> float:
-    """Mean squared error of the noise and signal predicted for a smooth volume with a little noise."""
+def _denoising_error(network: PRDiT) -> float:
+    """Mean squared error of what is predicted for a smooth volume with a little noise, a tenth of the way to noise."""
     side = 4 * network.local.stride
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand((4, 1, 3, 3, 3), generator=generator) * 2 - 1
     signal = F.interpolate(coarse, size=(side, side, side), mode="trilinear", align_corners=True)
     noise = torch.randn(signal.shape, generator=generator)
-    theta = 0.5 * math.pi * time / network.num_train_timesteps
-    prediction = network(math.cos(theta) * signal + math.sin(theta) * noise, torch.tensor([time]))
-    return F.mse_loss(prediction, torch.cat([noise, signal], dim=1)).item()
+    scheduler = build_scheduler(official_process(network))
+    time = torch.as_tensor(scheduler.time(torch.tensor([0.1])))
+    prediction = network(scheduler.add_noise(signal, noise, time), time)
+    return F.mse_loss(prediction, scheduler.get_target(signal, noise, time)).item()
 
 
 def network_from_official(checkpoint: dict, num_heads: Optional[int] = None, norm: Optional[str] = None) -> PRDiT:
@@ -199,9 +214,10 @@ def import_official(
     if Path(ckpt_path).exists():
         raise ValueError(f"{ckpt_path} exists already; choose another ckpt_path")
     network = network_from_official(load_tensors(official_ckpt), num_heads, norm)
+    process = official_process(network, noise_std)
     settings = {
         "stage": "model" if network.residual is not None else "local",
-        "process": {"name": "cosine_sine", "num_train_timesteps": network.num_train_timesteps, "noise_std": noise_std},
+        "process": process,
         "data": {"grid": list(grid), "field_of_view_mm": field_of_view_mm, "hu_window": list(hu_window)},
         "imported_from_sha256": sha256_of(official_ckpt),
     }
@@ -210,5 +226,7 @@ def import_official(
     own = network.settings
     size = sizes.get((own["hidden_size"], own["num_heads"]))
     name = f"PRDiT-{size}/{own['depth']}" if size else f"hidden_size {own['hidden_size']}, depth {own['depth']}"
-    print(f"{name}, patch_size {own['patch_size']}, stride {own['stride']}, norm {own['norm']}: written to {ckpt_path}")
+    print(
+        f"{name}, patch_size {own['patch_size']}, stride {own['stride']}, norm {own['norm']}, {process['name']}: {ckpt_path}"
+    )
     print(f"sample from it with: inference.yaml --ckpt_path {ckpt_path}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Optional, Tuple
+from functools import partial
+from typing import Any, Callable, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -20,7 +21,8 @@ SIZES = {"XS": (192, 6), "S": (384, 6), "B": (768, 12), "L": (1024, 16), "XL": (
 
 
 class PRDiT(nn.Module):
-    """Predicts noise and signal of a noisy volume (paper Eq. 2): f(x_t, t) = (noise, signal).
+    """Predicts noise and signal of a noisy volume (paper Eq. 2): f(x_t, t) = (noise, signal); or the velocity of
+    flow matching, for which `num_predictions` of `build_prdit` is 1.
 
     Args:
         local: stage 1.
@@ -52,11 +54,22 @@ class PRDiT(nn.Module):
         self.local = local
         self.residual = residual
 
-    def _time_features(self, x: Tensor, timesteps: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
-        """Times (B,) in float32 and their shared features (B, time_size) in the weights' precision."""
+    def _times(self, x: Tensor, timesteps: Optional[Tensor]) -> Tensor:
+        """Times (B,) in float32."""
         times = torch.zeros(1, device=x.device) if timesteps is None else timesteps.to(x.device).float().reshape(-1)
-        times = times.expand(x.shape[0])
-        return times, F.silu(self.time(sinusoidal_embedding(times).to(self.time.weight.dtype)))
+        return times.expand(x.shape[0])
+
+    def _time_features(self, times: Tensor) -> Tensor:
+        """Shared features of times (B,), (B, time_size) in the weights' precision."""
+        return F.silu(self.time(sinusoidal_embedding(times).to(self.time.weight.dtype)))
+
+    def modulations(self, times: Tensor) -> List[Tensor]:
+        """All that the network makes of times (B,) alone: (6, B, C p**3) of stage 1, then those of stage 2."""
+        time = self._time_features(times)
+        modulations = [self.local.modulations(time)]
+        if self.residual is not None:
+            modulations += self.residual.modulations(time)
+        return modulations
 
     def _skip(self, x: Tensor, times: Tensor, raw: Tensor, weight: float) -> Tensor:
         """Applies 'skip' to raw (a, b); `weight` is 1 for the part that carries x_t, 0 for a part added to it."""
@@ -74,22 +87,43 @@ class PRDiT(nn.Module):
             context: must be None; MONAI's `DiffusionInferer` passes it.
 
         Returns:
-            (B, 2C, D, H, W) in the precision of x: noise first, then signal.
+            (B, num_predictions C, D, H, W) in the precision of x: noise first, then signal.
         """
         if context is not None:
             raise ValueError("PRDiT takes no context")
-        times, time = self._time_features(x, timesteps)
+        times = self._times(x, timesteps)
+        return self.predict(x, times, self.modulations(times))
+
+    def predict(
+        self, x: Tensor, times: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None
+    ) -> Tensor:
+        """As `forward`, with times (B,) or (1,) and what `modulations` made of them; `positions` are stage 2's."""
         volume = x.to(self.time.weight.dtype)
-        raw = self.local(volume, time)
+        raw = self.local.denoise(volume, modulations[0])
         if self.residual is not None:
-            raw = raw + self.residual(volume, time)
+            raw = raw + self.residual.refine(volume, modulations[1:], positions)
         raw = raw.to(x.dtype)
         return self._skip(x, times, raw, 1.0) if self.skip else raw
 
     @torch.jit.unused
+    def at_times(self, times: Tensor, spatial_shape: List[int]) -> List[Callable[[Tensor], Tensor]]:
+        """The network at each of the times (S,), as functions of volumes (B, C, *spatial_shape) alone.
+
+        All that depends on the time and on the shape alone is computed here.
+        """
+        modulations = self.modulations(times)
+        positions = None if self.residual is None else self.residual.positions(spatial_shape)
+        calls: List[Callable[[Tensor], Tensor]] = []
+        for i in range(len(times)):
+            now = [part[:, i : i + 1].contiguous() for part in modulations]
+            calls.append(partial(self.predict, times=times[i : i + 1], modulations=now, positions=positions))
+        return calls
+
+    @torch.jit.unused
     def forward_parts(self, x: Tensor, timesteps: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """The local and the residual part of the prediction, each (B, 2C, D, H, W); their sum is `forward`."""
-        times, time = self._time_features(x, timesteps)
+        times = self._times(x, timesteps)
+        time = self._time_features(times)
         volume = x.to(self.time.weight.dtype)
         local = self.local(volume, time).to(x.dtype)
         residual = torch.zeros_like(local) if self.residual is None else self.residual(volume, time).to(x.dtype)
@@ -103,8 +137,8 @@ class PRDiT(nn.Module):
 
         (B, C, d + p - s, h + p - s, w + p - s) -> (B, 2C, d, h, w)
         """
-        times, time = self._time_features(x, timesteps)
-        raw = self.local(x.to(self.time.weight.dtype), time, padded=True).to(x.dtype)
+        times = self._times(x, timesteps)
+        raw = self.local(x.to(self.time.weight.dtype), self._time_features(times), padded=True).to(x.dtype)
         halo = (self.local.patch_size - self.local.stride) // 2
         inner = x[:, :, halo : x.shape[2] - halo, halo : x.shape[3] - halo, halo : x.shape[4] - halo]
         return self._skip(inner, times, raw, 1.0) if self.skip else raw
@@ -125,6 +159,7 @@ def build_prdit(
     mlp_ratio: float = 4.0,
     attention: str = "auto",
     activation_checkpointing: bool = False,
+    num_predictions: int = 2,
 ) -> PRDiT:
     """Builds a PRDiT from plain numbers and words, which are what a checkpoint stores about its network.
 
@@ -132,7 +167,7 @@ def build_prdit(
         hidden_size: features of a token of the transformer, and of the shared time features.
         num_heads: attention heads.
         depth: number of transformer blocks; 0 is stage 1 alone.
-        in_channels: channels C of the volume; the network predicts 2C.
+        in_channels: channels C of the volume.
         patch_size: side of the patches, in voxels.
         stride: distance of the patches, in voxels.
         local_patch_size: side of the local denoiser's patches where it differs from the transformer's.
@@ -143,16 +178,22 @@ def build_prdit(
         mlp_ratio: see `ResidualDiT`.
         attention: see `Attention`.
         activation_checkpointing: see `ResidualDiT`.
+        num_predictions: output channels per channel of the volume: 2 for (noise, signal), 1 for a velocity.
 
     Raises:
-        ValueError: when sizes do not fit each other.
+        ValueError: when sizes do not fit each other, or 'skip' is asked of a velocity, which has nothing to skip: it is
+            already what 'skip' makes the branches predict.
     """
     settings = dict(locals())
     if depth < 0 or in_channels < 1 or hidden_size < 1:
         raise ValueError(
             f"depth must be 0 or more, in_channels and hidden_size 1 or more, got {depth}, {in_channels}, {hidden_size}"
         )
-    out_channels = 2 * in_channels
+    if num_predictions not in (1, 2):
+        raise ValueError(f"num_predictions must be 2 (noise, signal) or 1 (velocity), got {num_predictions}")
+    if parametrization == "skip" and num_predictions != 2:
+        raise ValueError("parametrization 'skip' is for (noise, signal); a velocity network needs 'none'")
+    out_channels = num_predictions * in_channels
     local = LocalDenoiser(
         in_channels,
         out_channels,

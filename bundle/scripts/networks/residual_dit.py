@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import List, Optional
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -84,8 +86,9 @@ class DiTBlock(nn.Module):
         self.norm2 = make_norm(norm, size)
         self.mlp = nn.Sequential(nn.Linear(size, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, size))
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(time)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """(B, N, F) and modulation (6, B or 1, F) -> (B, N, F)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(0)
         x = torch.addcmul(x, gate1[:, None], self.attention(modulate(self.norm1(x), shift1, scale1)))  # (B, N, F)
         return torch.addcmul(x, gate2[:, None], self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
@@ -154,14 +157,33 @@ class ResidualDiT(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, C, D, H, W) and shared time features (B, hidden_size) -> (B, C_out, D, H, W)."""
-        grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
+        return self.refine(x, self.modulations(time))
+
+    def modulations(self, time: Tensor) -> List[Tensor]:
+        """What the time makes of each block, (6, B, F), and of the output, (2, B, F)."""
         time = self.time_head(time)
+        parts = [torch.stack(block.modulation(time)) for block in self.blocks]  # type: ignore[operator]
+        parts.append(torch.stack(self.final_modulation(time)))
+        return parts
+
+    def positions(self, spatial_shape: List[int]) -> Tensor:
+        """Position code of a volume's tokens, (1, N, F), on the weights' device and in their precision."""
+        weight = self.output.weight
+        return position_code(token_grid(spatial_shape, self.stride), self.hidden_size, weight.device).to(weight.dtype)[
+            None
+        ]
+
+    def refine(self, x: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None) -> Tensor:
+        """As `forward`, with what `modulations` made of the time, and `positions` of the volume's shape."""
+        grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
+        if positions is None:
+            positions = self.positions([x.shape[2], x.shape[3], x.shape[4]])
         tokens = self.embedding(patchify(pad_volume(x, self.patch_size, self.stride), self.patch_size, self.stride))
-        tokens = tokens + position_code(grid, self.hidden_size, x.device).to(tokens.dtype)[None]  # (B, N, F)
-        for block in self.blocks:
+        tokens = tokens + positions.to(tokens.dtype)  # (B, N, F); autocast has other ones than the weights
+        for i, block in enumerate(self.blocks):
             if not torch.jit.is_scripting() and self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, time, use_reentrant=False)
+                tokens = checkpoint(block, tokens, modulations[i], use_reentrant=False)
             else:
-                tokens = block(tokens, time)
-        shift, scale = self.final_modulation(time)
+                tokens = block(tokens, modulations[i])
+        shift, scale = modulations[len(self.blocks)].unbind(0)
         return unpatchify(self.output(modulate(self.final_norm(tokens), shift, scale)), grid, self.stride)

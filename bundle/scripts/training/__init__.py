@@ -1,8 +1,8 @@
 """Training of both stages with MONAI's engines."""
 
 from .handlers import EpochSeed, GradientGuard, LearningRateSchedule, TrainingCheckpoint
-from .losses import NoiseSignalLoss, loss_terms, noise_signal_errors
-from .monitoring import LossCSV, LossMetric, TrainingProgress
+from .losses import PredictionLoss, loss_terms, prediction_errors
+from .monitoring import LossCSV, LossMetric, TrainingProgress, term_metrics
 from .prepare_batch import (
     LocalWindowPrepareBatch,
     PaddedLocal,

@@ -1,31 +1,45 @@
-"""The loss of the paper, with its two terms to look at."""
+"""The loss of the paper and of flow matching, with its terms to look at."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 import torch.nn.functional as F
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
+NOISE_AND_SIGNAL = ("noise", "signal")
 
-class NoiseSignalLoss(nn.Module):
-    """Eq. 3: mean squared error of the noise plus mean squared error of the signal, both (B, 2C, D, H, W)."""
+
+class PredictionLoss(nn.Module):
+    """Sum of the mean squared errors of what the network predicts, both (B, len(predictions) C, D, H, W).
+
+    Of the noise plus of the signal it is Eq. 3; of the velocity alone it is flow matching.
+
+    Args:
+        predictions: of the process, in the order of the channels.
+    """
+
+    def __init__(self, predictions: Sequence[str] = NOISE_AND_SIGNAL) -> None:
+        super().__init__()
+        self.predictions = tuple(predictions)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        noise, signal = noise_signal_errors(prediction, target)
-        return noise + signal
+        return sum(prediction_errors(prediction, target, self.predictions).values(), prediction.new_zeros(()).float())
 
 
-def noise_signal_errors(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared errors of the noise and of the signal."""
-    noise, signal = prediction.float().chunk(2, dim=1)
-    true_noise, true_signal = target.float().chunk(2, dim=1)
-    return F.mse_loss(noise, true_noise), F.mse_loss(signal, true_signal)
+def prediction_errors(
+    prediction: Tensor, target: Tensor, predictions: Sequence[str] = NOISE_AND_SIGNAL
+) -> dict[str, Tensor]:
+    """Mean squared error of each prediction, by name."""
+    count = len(predictions)
+    pairs = zip(prediction.float().chunk(count, dim=1), target.float().chunk(count, dim=1))
+    return {name: F.mse_loss(ours, true) for name, (ours, true) in zip(predictions, pairs)}
 
 
-def loss_terms(output: Any) -> dict[str, float]:
-    """An engine's output -> its loss and the two terms apart, for the loggers."""
+def loss_terms(output: Any, predictions: Sequence[str] = NOISE_AND_SIGNAL) -> dict[str, float]:
+    """An engine's output -> its loss and the terms apart, for the loggers."""
     output = output[0] if isinstance(output, list) else output
-    noise, signal = noise_signal_errors(output[Keys.PRED].detach(), output[Keys.LABEL])
-    return {"loss": float(noise + signal), "noise": float(noise), "signal": float(signal)}
+    errors = prediction_errors(output[Keys.PRED].detach(), output[Keys.LABEL], predictions)
+    terms = {name: float(error) for name, error in errors.items()}
+    return {"loss": sum(terms.values()), **terms}

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Sequence, Union
 
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Average
 from tqdm import tqdm
 
-from .losses import loss_terms
-
-VALIDATION_METRICS = ("val_loss", "val_noise", "val_signal")
+from .losses import NOISE_AND_SIGNAL, loss_terms
 
 
 class LossMetric(Average):
-    """Mean of the loss ('loss') or one of its terms ('noise', 'signal') over an epoch and all ranks."""
+    """Mean of the loss ('loss') or one of its terms, by the name of the prediction, over an epoch and all ranks."""
 
-    def __init__(self, term: str = "loss") -> None:
-        super().__init__(output_transform=lambda output: loss_terms(output)[term])
+    def __init__(self, term: str = "loss", predictions: Sequence[str] = NOISE_AND_SIGNAL) -> None:
+        super().__init__(output_transform=lambda output: loss_terms(output, predictions)[term])
+
+
+def term_metrics(predictions: Sequence[str]) -> dict[str, LossMetric]:
+    """The terms of the validation loss as metrics, for instance 'val_noise' and 'val_signal'."""
+    return {f"val_{name}": LossMetric(name, predictions) for name in predictions}
 
 
 class TrainingProgress:
@@ -55,10 +58,17 @@ class LossCSV:
         path: of the CSV; a continued run appends.
         optimizer: for the learning rate.
         evaluator: whose metrics it writes.
+        predictions: of the process; names of the terms.
     """
 
-    def __init__(self, path: Union[str, Path], optimizer: torch.optim.Optimizer, evaluator: Engine) -> None:
-        self.path, self.optimizer, self.evaluator = Path(path), optimizer, evaluator
+    def __init__(
+        self,
+        path: Union[str, Path],
+        optimizer: torch.optim.Optimizer,
+        evaluator: Engine,
+        predictions: Sequence[str] = NOISE_AND_SIGNAL,
+    ) -> None:
+        self.path, self.optimizer, self.evaluator, self.predictions = Path(path), optimizer, evaluator, predictions
         self.sums: dict[str, float] = {}
         self.steps = 0
 
@@ -67,7 +77,7 @@ class LossCSV:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
     def add(self, engine: Engine) -> None:
-        for name, value in loss_terms(engine.state.output).items():
+        for name, value in loss_terms(engine.state.output, self.predictions).items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
 
@@ -76,7 +86,8 @@ class LossCSV:
         row["lr"] = f"{self.optimizer.param_groups[0]['lr']:.3e}"
         row.update({f"train_{name}": f"{value / self.steps:.6f}" for name, value in self.sums.items()})
         validated = self.evaluator.state.metrics if self.evaluator.state.epoch == engine.state.epoch else {}
-        row.update({name: f"{validated[name]:.6f}" if name in validated else "" for name in VALIDATION_METRICS})
+        for name in ("loss", *self.predictions):
+            row[f"val_{name}"] = f"{validated[f'val_{name}']:.6f}" if f"val_{name}" in validated else ""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", newline="") as file:
             writer = csv.DictWriter(file, row)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ..networks.layers import token_grid
 from ..networks.prdit import PRDiT
-from ..schedulers import CosineSineScheduler
+from ..schedulers import DiffusionProcess
 
 
 class SchedulerPrepareBatch(DiffusionPrepareBatch):
     """Asks the scheduler for noise, times and target, so that no trainer knows which process it trains."""
 
-    def __init__(self, scheduler: CosineSineScheduler) -> None:
+    def __init__(self, scheduler: DiffusionProcess) -> None:
         super().__init__(scheduler.num_train_timesteps)
         self.scheduler = scheduler
 
@@ -56,7 +56,7 @@ class LocalWindowPrepareBatch(SchedulerPrepareBatch):
         tokens_per_side: side of the block in patches.
     """
 
-    def __init__(self, scheduler: CosineSineScheduler, network: PRDiT, tokens_per_side: int) -> None:
+    def __init__(self, scheduler: DiffusionProcess, network: PRDiT, tokens_per_side: int) -> None:
         super().__init__(scheduler)
         if tokens_per_side < 1:
             raise ValueError(f"local_window must be 1 or more patches, got {tokens_per_side}")
@@ -88,7 +88,7 @@ class LocalWindowPrepareBatch(SchedulerPrepareBatch):
         return volume, noise
 
 
-def training_batches(scheduler: CosineSineScheduler, network: PRDiT, local_window: int = 0) -> SchedulerPrepareBatch:
+def training_batches(scheduler: DiffusionProcess, network: PRDiT, local_window: int = 0) -> SchedulerPrepareBatch:
     """Batches of whole volumes, or in stage 1 of blocks of `local_window` patches a side."""
     if local_window:
         return LocalWindowPrepareBatch(scheduler, network, local_window)
@@ -115,7 +115,7 @@ class ValidationPrepareBatch(PrepareBatch):
         seed: of the noise; volume i of the validation set always gets the noise of seed + i.
     """
 
-    def __init__(self, scheduler: CosineSineScheduler, num_times: int = 10, seed: int = 0) -> None:
+    def __init__(self, scheduler: DiffusionProcess, num_times: int = 10, seed: int = 0) -> None:
         self.scheduler, self.num_times, self.seed = scheduler, num_times, seed
 
     def __call__(

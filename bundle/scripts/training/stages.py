@@ -12,7 +12,7 @@ from ..networks.prdit import PRDiT
 from .prepare_batch import PaddedLocal
 
 # Settings of the network that the local branch depends on
-_LOCAL_SETTINGS = ("hidden_size", "in_channels", "norm", "parametrization")
+_LOCAL_SETTINGS = ("hidden_size", "in_channels", "norm", "parametrization", "num_predictions")
 
 
 def _local_grid(settings: dict) -> tuple[int, int]:
@@ -22,18 +22,31 @@ def _local_grid(settings: dict) -> tuple[int, int]:
     )
 
 
-def start_from(network: PRDiT, ckpt_path: Union[None, str, Path]) -> PRDiT:
+def _require_process(ckpt_path: Union[str, Path], settings: dict, process: Optional[dict]) -> None:
+    """Raises a ValueError in one line when weights were trained with another process than this run's, if it is told."""
+    theirs = settings.get("process", {}).get("name")
+    if process is not None and theirs != process["name"]:
+        raise ValueError(f"{ckpt_path} was trained with the process {theirs}, this run has {process['name']}")
+
+
+def start_from(network: PRDiT, ckpt_path: Union[None, str, Path], process: Optional[dict] = None) -> PRDiT:
     """Puts trained weights into a new network of the same sizes; None leaves it as it is.
 
+    Args:
+        network: the new one.
+        ckpt_path: trained weights, with their JSON beside them, or None.
+        process: of this run, as it will be stored with the weights; None checks nothing.
+
     Raises:
-        ValueError: in one line, when the weights are missing or of another network.
+        ValueError: in one line, when the weights are missing, or of another network or process.
     """
     if ckpt_path is not None:
+        _require_process(ckpt_path, read_settings(ckpt_path), process)
         load_strictly(network, load_tensors(ckpt_path), ckpt_path)
     return network
 
 
-def with_frozen_local(network: PRDiT, local_ckpt: Union[str, Path]) -> PRDiT:
+def with_frozen_local(network: PRDiT, local_ckpt: Union[str, Path], process: Optional[dict] = None) -> PRDiT:
     """Puts the weights of stage 1 into a stage-2 network and freezes them (design 2.2).
 
     Frozen are the local denoiser with its time head, and the shared time layer.
@@ -41,6 +54,7 @@ def with_frozen_local(network: PRDiT, local_ckpt: Union[str, Path]) -> PRDiT:
     Args:
         network: of depth 1 or more.
         local_ckpt: stage 1's weights, with their JSON beside them.
+        process: of this run; None checks nothing.
 
     Raises:
         ValueError: in one line, when there is no stage 1 or it does not fit.
@@ -49,7 +63,10 @@ def with_frozen_local(network: PRDiT, local_ckpt: Union[str, Path]) -> PRDiT:
         raise ValueError("stage 2 needs a depth of 1 or more")
     if not Path(local_ckpt).is_file():
         raise ValueError(f"stage 2 needs stage 1's weights at {local_ckpt}: train stage 1 with the same ckpt_dir first")
-    theirs, ours = read_settings(local_ckpt)["network"], network.settings
+    settings = read_settings(local_ckpt)
+    _require_process(local_ckpt, settings, process)
+    # num_predictions is missing where the weights are older than flow matching
+    theirs, ours = {"num_predictions": 2, **settings["network"]}, network.settings
     facts = [
         f"{name} {theirs[name]} there, {ours[name]} here" for name in _LOCAL_SETTINGS if theirs[name] != ours[name]
     ]

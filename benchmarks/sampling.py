@@ -1,0 +1,170 @@
+"""Milliseconds per sampling step, share of the floor, and memory, for presets x grids x batches. Run by hand:
+
+    python benchmarks/sampling.py                                      # PRDiT-B/4 at 64^3 and 128^3
+    python benchmarks/sampling.py --device cuda --batch 1 4 --compile
+    python benchmarks/sampling.py --preset PRDiT-XS/1 --grid 16 --steps 2     # seconds; does the script work?
+    python benchmarks/sampling.py --ckpt_path bundle/models/model.pt --grid 64
+
+Each row is a process of its own, so that its memory is its own. 'plain' is the eager network in MONAI's
+`DiffusionInferer.sample`; 'bundle' is what inference.yaml runs; 'compiled' the same through torch.compile. A variant is
+warmed up by one call and timed over `--steps`; memory is the largest of one call, without what the process had before it
+had a network, and beside it what `scripts.inferers.peak_gb` calculates. The floor is the floating-point work of one
+call at the rate of a large matrix product of the same precision, measured in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.inferers import DiffusionInferer
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
+
+from scripts.inferers import SeedSampler, inference_network, peak_gb  # noqa: E402
+from scripts.inferers.inferer import has_fast_bf16  # noqa: E402
+from scripts.networks import PRDiT, build_prdit, network_from_checkpoint, prdit_preset  # noqa: E402
+from scripts.schedulers import CosineSineScheduler  # noqa: E402
+
+VARIANTS = ("plain", "bundle", "compiled")
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Largest memory so far: of the GPU's tensors, or resident in the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def forward_flop(network: PRDiT, grid: int, batch: int) -> float:
+    """Floating-point operations of one call, counted on tensors without memory."""
+    with torch.device("meta"):
+        twin = build_prdit(**network.settings).eval()
+        x = torch.empty(batch, network.settings["in_channels"], grid, grid, grid)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin(x, torch.empty(1, device="meta"))
+    return float(counter.get_total_flops())
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of a square matrix product."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(6):
+        synchronise(device)
+        start = time.perf_counter()
+        a @ a
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def run_steps(variant: str, network: PRDiT, grid: int, batch: int, steps: int, device: torch.device) -> None:
+    """All steps of `batch` volumes, with the scheduler's injected noise."""
+    scheduler = CosineSineScheduler(predictor_ratio=2.0)
+    channels = network.settings["in_channels"]
+    sampler = SeedSampler(scheduler, steps, [grid] * 3, in_channels=channels)
+    if variant != "plain":
+        sampler(torch.arange(batch), network)
+        return
+    scheduler.generator = [torch.Generator(device).manual_seed(seed) for seed in range(batch)]
+    noise = scheduler.initial_noise((batch, channels, grid, grid, grid), device)
+    with torch.no_grad():
+        DiffusionInferer(scheduler).sample(noise, network, verbose=False)
+
+
+def measure(args: argparse.Namespace, grid: int, batch: int, variant: str) -> dict[str, Any]:
+    """One row, in this process."""
+    device, bf16 = torch.device(args.device), has_fast_bf16(torch.device(args.device))
+    torch.randn(8, 8, device=device) @ torch.randn(8, 8, device=device)
+    before = memory_gb(device)
+    torch.manual_seed(0)
+    chunks = {"chunk_tokens": args.chunk_tokens}
+    network = (
+        network_from_checkpoint(args.ckpt_path, **chunks) if args.ckpt_path else prdit_preset(args.preset, **chunks)
+    )
+    calculated = peak_gb(network.settings, [grid] * 3, batch, args.chunk_tokens, bf16)
+    flop = forward_flop(network, grid, batch)
+    network = inference_network(network, device, bf16, compile=variant == "compiled")
+    start = time.perf_counter()
+    run_steps(variant, network, grid, batch, 1, device)
+    synchronise(device)
+    first = time.perf_counter() - start
+    used = memory_gb(device) - before  # of the tensors of steps; the products below come later
+    dtype, size = (torch.bfloat16 if bf16 else torch.float32), 8192 if device.type == "cuda" else 2048
+    rate = product_rate(device, dtype, size)
+    start = time.perf_counter()
+    run_steps(variant, network, grid, batch, args.steps, device)
+    synchronise(device)
+    seconds = (time.perf_counter() - start) / args.steps
+    rate = 0.5 * (rate + product_rate(device, dtype, size))  # before and after, for machines that others use too
+    return {
+        "ms per step": 1000 * seconds,
+        "share of floor": flop / rate / seconds,
+        "memory (GB)": used,
+        "calculated (GB)": calculated,
+        "first call (s)": first,
+        "TFLOP": flop / 1e12,
+        "rate (TFLOP/s)": rate / 1e12,
+    }
+
+
+def describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"torch {torch.__version__}, {torch.cuda.get_device_name(device)}"
+    name = torch.cpu.get_capabilities().get("cpu_name", "CPU")
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads of {name}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", nargs="+", default=["PRDiT-B/4"])
+    parser.add_argument("--ckpt_path", help="weights to time instead of presets")
+    parser.add_argument("--grid", type=int, nargs="+", default=[64, 128], help="sides of the cubic volumes")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--chunk_tokens", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="add torch.compile")
+    parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)  # grid, batch, variant: prints one row as JSON
+    args = parser.parse_args()
+    if args.row:
+        args.preset = args.preset[0]
+        print(json.dumps(measure(args, int(args.row[0]), int(args.row[1]), args.row[2])))
+        return
+    print(f"{describe(torch.device(args.device))}, {args.steps} steps\n")
+    header = False
+    for preset in [args.ckpt_path] if args.ckpt_path else args.preset:
+        for grid in args.grid:
+            for batch in args.batch:
+                for variant in VARIANTS[: 3 if args.compile else 2]:
+                    command = [sys.executable, __file__, "--row", str(grid), str(batch), variant]
+                    command += ["--steps", str(args.steps), "--chunk_tokens", str(args.chunk_tokens)]
+                    command += ["--device", args.device, "--ckpt_path" if args.ckpt_path else "--preset", preset]
+                    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                    row = json.loads(output.strip().splitlines()[-1])
+                    if not header:
+                        print("| network | grid | batch | variant | " + " | ".join(row) + " |")
+                        print("|" + "---|" * (4 + len(row)))
+                        header = True
+                    values = " | ".join(f"{value:.3g}" for value in row.values())
+                    print(
+                        f"| {Path(preset).stem if args.ckpt_path else preset} | {grid}³ | {batch} | {variant} | {values} |"
+                    )
+
+
+if __name__ == "__main__":
+    main()

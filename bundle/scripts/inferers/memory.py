@@ -1,0 +1,101 @@
+"""How much memory sampling needs, and the batch and chunks that fit a card."""
+
+from __future__ import annotations
+
+import math
+from typing import Optional, Sequence, Union
+
+import torch
+
+from ..networks.prdit import build_prdit
+from .inferer import has_fast_bf16
+
+BATCHES = (32, 16, 8, 4, 2, 1)
+CHUNKS = tuple(2**i for i in range(17, 8, -1))  # patches of the local denoiser in one go
+RESERVED_GB = 0.7  # CUDA context and kernels
+USABLE = 0.85  # the rest is for what the allocator cannot use
+
+
+def peak_gb(network: dict, grid: Sequence[int], batch_size: int, chunk_tokens: int, bf16: bool = True) -> float:
+    """Calculated peak of one network call while sampling, in GB (10^9 bytes), without what the driver takes.
+
+    Counted are the weights, the sample, and the largest set of tensors that lives at one time in either branch or in
+    the output, with attention in memory linear in the tokens.
+
+    Args:
+        network: settings of `build_prdit`.
+        grid: voxels along each axis.
+        batch_size: volumes at a time.
+        chunk_tokens: see `LocalDenoiser`; 0 is all patches.
+        bf16: weights and activations in bfloat16.
+    """
+    with torch.device("meta"):
+        model = build_prdit(**network)
+    size = 2 if bf16 else 4
+    voxels, channels = batch_size * math.prod(grid), model.settings["in_channels"]
+    predicted = channels * model.settings["num_predictions"]
+    weights = size * sum(parameter.numel() for parameter in model.parameters())
+    held = 4 * voxels * 2 * channels  # the sample and what a solver remembers
+    output = 4 * voxels * (2 * predicted + 3 * channels)  # the prediction in float32, before and after 'skip'
+
+    tokens, width = voxels / model.local.stride**3, channels * model.local.patch_size**3
+    chunk = min(chunk_tokens or tokens, tokens)
+    # in the second SwiGLU: the first one's output, the input, gate and up, SiLU of the gate, the product
+    local = size * (tokens * width + chunk * 6 * width + 2 * voxels * predicted)
+    residual = 0.0
+    if model.residual is not None:
+        tokens, width = voxels / model.residual.stride**3, channels * model.residual.patch_size**3
+        hidden = model.residual.hidden_size
+        embedding = tokens * (width + 9 * hidden) + 8 / size * tokens / batch_size * hidden  # and the position code
+        block = tokens * 10 * hidden  # the MLP: its input, the block's input, 4h before and after GELU
+        residual = size * (max(embedding, block) + 2 * voxels * predicted)
+    return (weights + held + max(local, residual, output)) / 1e9
+
+
+def memory_plan(
+    settings: dict,
+    grid: Union[None, int, Sequence[int]] = None,
+    memory_gb: Optional[float] = None,
+    batch_size: Optional[int] = None,
+    chunk_tokens: Optional[int] = None,
+    bf16: Optional[bool] = None,
+    device: Union[str, torch.device] = "cpu",
+) -> dict[str, int]:
+    """The batch and the chunks to sample with.
+
+    Args:
+        settings: the JSON beside the weights.
+        grid: to sample; None is that of the weights.
+        memory_gb: of the card; the largest batch that is calculated to fit, and chunks where not even one volume fits.
+            None takes one volume at a time.
+        batch_size: given by the user.
+        chunk_tokens: given by the user; 0 is all patches.
+        bf16: see `inference_network`.
+        device: where it runs.
+
+    Returns:
+        'batch_size' and 'chunk_tokens'.
+
+    Raises:
+        ValueError: in one line, when nothing fits, or a number is out of range.
+    """
+    for name, value, least in (("batch_size", batch_size, 1), ("chunk_tokens", chunk_tokens, 0)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ValueError(f"{name} must be {least} or more, got {value}")
+    if memory_gb is not None and (not isinstance(memory_gb, (int, float)) or not memory_gb > 0):
+        raise ValueError(f"memory_gb must be more than 0, got {memory_gb}")
+    if memory_gb is None:
+        return {"batch_size": batch_size or 1, "chunk_tokens": chunk_tokens or 0}
+    sides = settings["data"]["grid"] if grid is None else [grid] * 3 if isinstance(grid, int) else grid
+    fast = has_fast_bf16(torch.device(device)) if bf16 is None else bf16
+    peak, limit = math.inf, USABLE * memory_gb - RESERVED_GB
+    # whole batches come first, then ever smaller chunks
+    for chunk in (0, *CHUNKS) if chunk_tokens is None else (chunk_tokens,):
+        for batch in BATCHES if batch_size is None else (batch_size,):
+            peak = peak_gb(settings["network"], sides, batch, chunk, fast)
+            if peak <= limit:
+                return {"batch_size": batch, "chunk_tokens": chunk}
+    raise ValueError(
+        f"a volume of {list(sides)} needs about {(peak + RESERVED_GB) / USABLE:.1f} GB with this network, memory_gb is "
+        f"{memory_gb}: choose a smaller grid, batch_size or chunk_tokens"
+    )

@@ -1,0 +1,247 @@
+"""What diffusion and flow matching share: noising for training, and sampling with any solver of `solvers`."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Callable, Optional, Sequence, Union
+
+import torch
+from monai.networks.schedulers import Scheduler
+from torch import Tensor, nn
+
+from .solvers import SOLVERS
+from .steps import SPACINGS, PathPoint, injected_noise, plan_steps
+
+Generators = Union[torch.Generator, Sequence[torch.Generator], None]
+TRAINING_TIMES = ("uniform", "logit_normal")
+
+
+def draw_noise(shape: Sequence[int], generator: Generators, device: Union[torch.device, str]) -> Tensor:
+    """Unit Gaussian noise in float32, (B, ...); with a sequence of generators each volume has its own."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randn(tuple(shape), generator=generator, device=device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"one generator per volume is needed: {len(generator)} generators, {shape[0]} volumes")
+    return torch.stack([torch.randn(tuple(shape[1:]), generator=item, device=device) for item in generator])
+
+
+def require_one_of(setting: str, value: object, choices: Sequence[str]) -> None:
+    """Raises a ValueError in one line when a setting is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"{setting} must be one of {', '.join(choices)}, got '{value}'")
+
+
+def _require_number(setting: str, value: object, is_valid: Callable[[float], bool], bound: str) -> None:
+    if not isinstance(value, Real) or not is_valid(float(value)):
+        raise ValueError(f"{setting} must be {bound}, got {value}")
+
+
+class DiffusionProcess(Scheduler):
+    """A path x(u) = alpha(u) x_0 + sigma(u) eps from data (u = 0) to noise (u = 1), as a MONAI scheduler.
+
+    A subclass says what alpha and sigma are, which network time belongs to a position u, and what the network predicts.
+    Training asks for noise, times and target; sampling is `set_timesteps`, `initial_noise`, then one `step` for each
+    network call, with any loop of MONAI's `DiffusionInferer` kind.
+
+    A sampling step goes from u to u'. Its solver takes the sample to u_pred <= u', and noise then carries it up to u':
+    x_{u'} = a x + sqrt(sigma_{u'}^2 - a^2 sigma_pred^2) z with a = alpha_{u'} / alpha_pred (paper Algorithm 1).
+
+    Args:
+        num_train_timesteps: T, the largest network time.
+        noise_std: standard deviation of eps; 1.0 in the paper, 0.5 in the authors' first code.
+        solver: one of `SOLVERS`.
+        predictor_ratio: p of Algorithm 1, any real number from 1 on: u_pred = u - p (u - u'), at least 0. None is the
+            solver's own: 2 for 'predictor_corrector', otherwise 1, which is deterministic.
+        eta: instead of p, the injected noise as a share of the ancestral sampler's, 0 to 1 (DDIM, Song et al. 2021).
+        spacing: of the steps, one of `SPACINGS`.
+        prediction: what is taken from the network's output; None is all of it.
+        training_times: distribution of the training positions, 'uniform' or 'logit_normal' (Esser et al. 2024).
+        time_power: with 'uniform', training positions are v**time_power with v uniform; more than 1 prefers little
+            noise.
+
+    Raises:
+        ValueError: in one line, when a setting is unknown or out of range.
+    """
+
+    name: str
+    predictions: tuple[str, ...]  # what the network gives, in the order of its output channels
+    partial_predictions: tuple[str, ...] = ()  # what `prediction` may be
+    time_order: str  # of custom times, for messages
+    schedule: Optional[str] = None  # of MONAI's NoiseSchedules, where the process has one
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        noise_std: float = 1.0,
+        solver: str = "predictor_corrector",
+        predictor_ratio: Optional[float] = None,
+        eta: Optional[float] = None,
+        spacing: str = "uniform",
+        prediction: Optional[str] = None,
+        training_times: str = "uniform",
+        time_power: float = 1.0,
+    ) -> None:
+        _require_number("num_train_timesteps", num_train_timesteps, lambda value: value >= 1, "at least 1")
+        _require_number("noise_std", noise_std, lambda value: value > 0, "more than 0")
+        _require_number("time_power", time_power, lambda value: value > 0, "more than 0")
+        if predictor_ratio is not None:
+            _require_number("predictor_ratio", predictor_ratio, lambda value: value >= 1, "at least 1")
+        if eta is not None:
+            _require_number("eta", eta, lambda value: 0 <= value <= 1, "0 to 1")
+        require_one_of("solver", solver, list(SOLVERS))
+        require_one_of("spacing", spacing, list(SPACINGS))
+        require_one_of("training_times", training_times, TRAINING_TIMES)
+        if prediction is not None and prediction not in self.partial_predictions:
+            choices = " or ".join(["null", *self.partial_predictions])
+            raise ValueError(f"prediction must be {choices} for the process {self.name}, got '{prediction}'")
+        if training_times != "uniform" and time_power != 1:
+            raise ValueError(f"time_power {time_power} has no effect on training_times '{training_times}'; set it to 1")
+        if self.schedule is None:
+            nn.Module.__init__(self)  # as MONAI's RFlowScheduler, for MONAI's base class wants a table
+        else:
+            super().__init__(num_train_timesteps, self.schedule)
+        self.num_train_timesteps, self.noise_std, self.prediction = num_train_timesteps, noise_std, prediction
+        self.training_times, self.time_power = training_times, time_power
+        self.solver_name, self.spacing, self.solver = solver, spacing, SOLVERS[solver]()
+        self.predictor_ratio, self.eta = injected_noise(solver, self.solver, predictor_ratio, eta)
+        self.generator: Generators = None
+        self.set_timesteps(num_train_timesteps - num_train_timesteps % len(self.solver.offsets))
+
+    # the path
+
+    def position(self, t: Union[float, Tensor]) -> Union[float, Tensor]:
+        """Position u of a network time."""
+        raise NotImplementedError
+
+    def time(self, u: Union[float, Tensor]) -> Union[float, Tensor]:
+        """Network time of a position u, in [0, T]."""
+        raise NotImplementedError
+
+    def weights(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """alpha, sigma and their derivatives by u, for positions in float64."""
+        raise NotImplementedError
+
+    def position_of_ratio(self, ratio: float) -> float:
+        """Position u where sigma / alpha is `ratio`."""
+        raise NotImplementedError
+
+    def points(self, positions: Sequence[float]) -> list[PathPoint]:
+        columns = (column.tolist() for column in self.weights(torch.tensor(positions, dtype=torch.float64)))
+        return [PathPoint(*row) for row in zip(positions, *columns)]
+
+    # training
+
+    def sample_noise(self, images: Tensor, generator: Generators = None) -> Tensor:
+        """Noise eps of the shape of images (B, C, D, H, W)."""
+        return self.noise_std * draw_noise(images.shape, generator, images.device).to(images.dtype)
+
+    def sample_timesteps(self, count: int, device: Union[torch.device, str] = "cpu") -> Tensor:
+        """Training times (count,), one from each of `count` equal shares: less variance than free draws. Never data."""
+        share = (torch.randperm(count, device=device) + 1 - torch.rand(count, device=device)) / count  # in (0, 1]
+        if self.training_times == "logit_normal":
+            u = torch.special.ndtri(share).sigmoid()
+        else:
+            u = share**self.time_power
+        times = self.time(u)
+        assert isinstance(times, Tensor)
+        return times
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t of the shape of original_samples (Eq. 1), for times (B,); computed in float64, cast at use."""
+        u = torch.as_tensor(self.position(timesteps.to(original_samples.device).double()))
+        alpha, sigma = (w.float().reshape(-1, *[1] * (original_samples.ndim - 1)) for w in self.weights(u)[:2])
+        return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
+
+    def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network has to predict, (B, len(predictions) C, D, H, W)."""
+        raise NotImplementedError
+
+    # sampling
+
+    def noise_and_signal(self, model_output: Tensor, sample: Tensor, point: PathPoint) -> tuple[Tensor, Tensor]:
+        """The noise and the signal that the network's output stands for, each (B, C, D, H, W)."""
+        raise NotImplementedError
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        device: Union[torch.device, str, None] = None,
+        timesteps: Optional[Sequence[float]] = None,
+    ) -> None:
+        """Sets the times of the network calls, and computes what the steps need.
+
+        Args:
+            num_inference_steps: number of network calls, 1 to T; a multiple of the solver's calls per step.
+            device: ignored; the times stay on the CPU, so that no step waits for the GPU.
+            timesteps: other times for the starts of the steps, from noise to data.
+        """
+        per_step = len(self.solver.offsets)
+        if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= self.num_train_timesteps:
+            raise ValueError(f"num_inference_steps must be 1 to {self.num_train_timesteps}, got {num_inference_steps}")
+        if num_inference_steps % per_step:
+            raise ValueError(
+                f"num_inference_steps counts network calls and must be a multiple of {per_step} with the solver "
+                f"{self.solver_name}, got {num_inference_steps}"
+            )
+        count = num_inference_steps // per_step
+        starts = [SPACINGS[self.spacing]((count - i) / count) for i in range(count)]
+        if timesteps is not None:
+            starts = [float(self.position(float(t))) for t in timesteps]
+            falling = all(a > b for a, b in zip(starts, starts[1:]))
+            if len(starts) != count or not falling or not 0 < starts[-1] <= starts[0] <= 1:
+                raise ValueError(f"timesteps must be {count} {self.time_order}, got {list(timesteps)}")
+        self.num_inference_steps = num_inference_steps
+        self._steps = plan_steps(self, starts)
+        self._times = [float(self.time(point.u)) for step in self._steps for point in step.calls]
+        self._first_call = {t: i for i, t in reversed(list(enumerate(self._times)))}
+        self._call = 0
+        self.solver.reset()
+        self.timesteps = torch.tensor(self._times, dtype=torch.float64)
+
+    def initial_noise(self, shape: Sequence[int], device: Union[torch.device, str] = "cpu") -> Tensor:
+        """The sample of pure noise, (B, C, D, H, W), from `generator` (one for each volume, or one for all)."""
+        return self.noise_std * draw_noise(shape, self.generator, device)
+
+    def step(
+        self, model_output: Tensor, timestep: Union[float, Tensor], sample: Tensor, generator: Generators = None
+    ) -> tuple[Tensor, Tensor]:
+        """Takes one network call into account.
+
+        Args:
+            model_output: predicted at `timestep`, (B, len(predictions) C, D, H, W).
+            timestep: one of `timesteps`; solvers that remember earlier calls need them in their order.
+            sample: what the network was called on, (B, C, D, H, W).
+            generator: source of the injected noise; `self.generator` where None.
+
+        Returns:
+            The input of the next network call (after the last one the sample), and the predicted signal.
+
+        Raises:
+            ValueError: when the timestep is not of the schedule, or the output is not of this process.
+        """
+        if model_output.shape[1] != len(self.predictions) * sample.shape[1]:
+            raise ValueError(
+                f"the process {self.name} needs {len(self.predictions)} output channels for each of the network's "
+                f"{sample.shape[1]} input channels ({', '.join(self.predictions)}), got {model_output.shape[1]}"
+            )
+        number, call = divmod(self._find(float(timestep)), len(self.solver.offsets))
+        step = self._steps[number]
+        noise, signal = self.noise_and_signal(model_output, sample, step.calls[call])
+        result = self.solver.advance(step, call, noise, signal, sample)
+        if call + 1 == len(self.solver.offsets) and step.inject:
+            fresh = draw_noise(sample.shape, self.generator if generator is None else generator, sample.device)
+            result.mul_(step.keep).add_(fresh, alpha=step.inject * self.noise_std)
+        return result, signal
+
+    def _find(self, t: float) -> int:
+        """Which network call of the schedule comes at this time; the first one starts anew."""
+        expected = self._times[self._call] == t
+        call = self._call if expected else self._first_call.get(t)
+        if call is None:
+            raise ValueError(f"timestep {t} is none of the {self.num_inference_steps} of the schedule")
+        if call == 0:
+            self.solver.reset()
+        elif not expected and self.solver.has_memory:
+            raise ValueError(f"timestep {t} is out of turn: the solver {self.solver_name} needs the calls in order")
+        self._call = (call + 1) % len(self._times)
+        return call
