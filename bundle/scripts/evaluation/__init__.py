@@ -1,0 +1,6 @@
+"""Evaluation of generated volumes: sets, records, comparison, report."""
+
+from .comparison import Comparison, choose_metrics
+from .evaluation import Evaluation, volume_sets
+from .records import KeepSized, MeasureVolumed, RecordStore, RecordWriter
+from .volume_sets import common_grid
