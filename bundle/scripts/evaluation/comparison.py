@@ -20,12 +20,15 @@ from ..metrics import (
     random_halves,
     random_pairs,
 )
+from ..metrics.features import NUM_FEATURES
 from .records import Records
 from .set_metrics import SetMetric, comparison_metrics, property_metrics
 
 MS_SSIM = "MS-SSIM"
 MEMORISATION = "memorisation"
 NUM_FLOOR_SPLITS = 5
+FEW_VOLUMES = 50
+MIN_CHEST_MM = 200.0
 
 
 def choose_metrics(
@@ -170,30 +173,32 @@ class Comparison:
 
 
 def warnings_of(
-    counts: dict[str, int], records: dict[str, Records], random_features: bool, size_mm: Sequence[float]
+    metrics: dict[str, Any], records: dict[str, Records], random_features: bool, size_mm: Sequence[float]
 ) -> list[str]:
     """What a reader of the numbers has to know, in sentences."""
+    counts = {name: len(one["features"]) for name, one in records.items()}
+    chosen = metrics["comparisons"]
     warnings = []
-    if random_features:
+    if random_features and any(metric.of_features for metric in chosen):
         warnings.append(
             "Random features: FID, MMD, KID and the diversity scores come from an untrained network. They compare sets "
             "of this report; they are no Med3D numbers, and those of papers do not compare."
         )
-    few = [f"{name} ({count})" for name, count in counts.items() if count < 50]
+    few = [f"{name} ({count})" for name, count in counts.items() if count < FEW_VOLUMES]
     if few:
-        warnings.append(f"Few volumes in {', '.join(few)}: below 50, read no number without its interval.")
-    smallest = min(counts.values())
-    if smallest < 2048:
+        warnings.append(f"Few volumes in {', '.join(few)}: below {FEW_VOLUMES}, read no number without its interval.")
+    if min(counts.values()) < NUM_FEATURES and any(metric.name == "FID" for metric in chosen):
         warnings.append(
-            f"FID of {smallest} volumes and 2,048 features is biased upwards, the more the fewer there are: compare it only "
-            "with FIDs of as many volumes. MMD² and KID have no such bias."
+            f"FID has a bias upwards, the more the fewer volumes there are, below {NUM_FEATURES:,} above all: compare it "
+            "only with FIDs of as many volumes. MMD² and KID have no such bias."
         )
     for name, one in records.items():
         padded = int((one["size_mm"] < torch.tensor(size_mm) - 1).any(1).sum())
         if padded:
             warnings.append(f"{padded} volumes of {name} are smaller than the field of view and were padded with air.")
-    if min(size_mm) < 200:
+    if min(size_mm) < MIN_CHEST_MM:
         warnings.append(
-            f"The field of view is only {min(size_mm):g} mm along an axis, less than a chest: is the spacing in the headers right?"
+            f"The field of view is only {min(size_mm):g} mm along an axis, less than a chest: is the spacing in the "
+            "headers right?"
         )
     return warnings

@@ -9,16 +9,17 @@ from typing import Any, Optional
 import ignite.distributed as idist
 import monai
 import torch
-from ignite.engine import Engine
 from monai.data import Dataset
+from monai.engines import SupervisedEvaluator
 
 from ..errors import require_writable
 from ..inferers.writers import VERSION
 from ..metrics import FeatureExtractor
 from ..networks.checkpoint import write_atomically
 from .comparison import MEMORISATION, MS_SSIM, Comparison, warnings_of
+from .page import number
 from .records import Records, RecordStore
-from .report import number, report_html
+from .report import report_html
 from .volume_sets import VolumeSet, check_sets, generated_sets, hash_volumes, real_set
 
 
@@ -83,10 +84,11 @@ class Evaluation:
         self.num_slices = num_slices
         self.generated = [name for name in sets if name not in ("real", "training")]
 
-    def measure(self, evaluator: Engine) -> None:
+    def measure(self, evaluator: SupervisedEvaluator) -> None:
         """Makes the records that are missing, on all ranks."""
         idist.barrier()  # all ranks have listed what is missing, and so share it out alike, before one writes
-        evaluator.run()
+        if len(evaluator.data_loader) > 0:
+            evaluator.run()
         idist.barrier()
 
     def write(self) -> None:
@@ -128,7 +130,9 @@ class Evaluation:
                 "sha256": self.extractor.sha256,
             },
             "settings": {**self.settings, "num_bootstrap": comparison.num_bootstrap, "seed": comparison.seed},
-            "warnings": warnings_of(counts, records, self.extractor.is_random, self.settings["field_of_view_mm"]),
+            "warnings": warnings_of(
+                comparison.metrics, records, self.extractor.is_random, self.settings["field_of_view_mm"]
+            ),
             "distances": {name: comparison.compare(records[name], records["real"]) for name in self.generated},
             "floor": {"num_volumes": counts["real"] // 2, "distances": comparison.floor(records["real"])},
             "properties": properties,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 from torch import Tensor
 
@@ -127,28 +127,16 @@ def _anatomy(index: int) -> Callable[..., Tensor]:
 
 def comparison_metrics(hu_window: Sequence[float]) -> list[SetMetric]:
     """Numbers of a set against the real volumes, in the order of the report."""
-    low, k = hu_window[0], NUM_NEIGHBOURS
-    features: dict[str, Any] = {"group": "distribution", "of_features": True}
-    neighbours: dict[str, Any] = {"group": "diversity", "of_features": True, "min_volumes": k + 2}
+    low = hu_window[0]
     metrics = [
-        SetMetric("FID", _fid, "Frechet distance", "lower", min_volumes=2, **features),
-        SetMetric("MMD", _mmd, "RBF kernel, biased and rooted, as in the paper's tables", "lower", **features),
-        SetMetric(
-            "MMD²", _unbiased_mmd, "RBF kernel, unbiased: around 0 where equal", "lower", min_volumes=2, **features
-        ),
-        SetMetric("KID", _kid, "cubic kernel, unbiased: around 0 where equal", "lower", min_volumes=2, **features),
-        SetMetric(
-            "precision", _neighbours("precision"), "share of volumes that lie among the real", "higher", **neighbours
-        ),
-        SetMetric(
-            "recall", _neighbours("recall"), "share of real volumes that lie among these", "higher", **neighbours
-        ),
-        SetMetric(
-            "density", _neighbours("density"), f"real balls that hold a volume, over {k}", "higher", **neighbours
-        ),
-        SetMetric(
-            "coverage", _neighbours("coverage"), "share of real volumes with one of these near", "higher", **neighbours
-        ),
+        _of_features("FID", _fid, "Fréchet distance", 2),
+        _of_features("MMD", _mmd, "RBF kernel, biased and rooted, as in the paper's tables", 3),
+        _of_features("MMD²", _unbiased_mmd, "RBF kernel, unbiased: around 0 where equal", 3),
+        _of_features("KID", _kid, "cubic kernel, unbiased: around 0 where equal", 2),
+        _neighbour_metric("precision", "share of volumes that lie among the real ones"),
+        _neighbour_metric("recall", "share of real volumes that lie among these"),
+        _neighbour_metric("density", f"real balls that hold a volume, over {NUM_NEIGHBOURS}"),
+        _neighbour_metric("coverage", "share of real volumes with one of these near"),
         SetMetric("HU-Wasserstein (HU)", _hu_distance(None, low), "between all voxels", "lower", "appearance"),
         SetMetric("log10 spectrum error", _spectrum, "mean over spatial frequencies", "lower", "appearance"),
     ]
@@ -158,6 +146,14 @@ def comparison_metrics(hu_window: Sequence[float]) -> list[SetMetric]:
     ]
 
 
+def _of_features(name: str, compute: Callable[..., Tensor], meaning: str, min_volumes: int) -> SetMetric:
+    return SetMetric(name, compute, meaning, "lower", "distribution", min_volumes, of_features=True)
+
+
+def _neighbour_metric(name: str, meaning: str) -> SetMetric:
+    return SetMetric(name, _neighbours(name), meaning, "higher", "diversity", NUM_NEIGHBOURS + 2, of_features=True)
+
+
 def property_metrics(grid: Sequence[int], hu_window: Sequence[float], seam_strides: Sequence[int]) -> list[SetMetric]:
     """Numbers of one set, to be read beside those of the real volumes, in the order of the report."""
     metrics = [
@@ -165,7 +161,11 @@ def property_metrics(grid: Sequence[int], hu_window: Sequence[float], seam_strid
     ]
     metrics += [
         SetMetric(
-            f"seams, stride {stride}", _seams(grid, stride), "gradient across over inside patches", "real", "appearance"
+            f"seams, stride {stride}",
+            _seams(grid, stride),
+            "gradient across patch borders over that inside",
+            "real",
+            "appearance",
         )
         for stride in seam_strides
     ]
@@ -184,4 +184,4 @@ def _bands_in(hu_window: Sequence[float]) -> list[str]:
 
 
 def _hu(band: str) -> str:
-    return "{:g} to {:g} HU".format(*HU_BANDS[band])
+    return "{:g} to {:g} HU".format(*HU_BANDS[band]).replace("-", "−")

@@ -17,7 +17,6 @@ from ..data.transforms import three
 from ..networks import sha256_of
 
 FIRST_REFERENCE_PHANTOM = 2_000_000  # seeds that no training or validation set has
-MIN_CHEST_MM = 200.0
 
 
 @dataclass

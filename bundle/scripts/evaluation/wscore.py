@@ -125,7 +125,7 @@ class WScore:
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
             optimizer.step()
-            return {name: float(value) for name, value in losses.items()}
+            return {name: float(value.detach()) for name, value in losses.items()}
 
         trainer = SupervisedTrainer(
             device=self.device,
