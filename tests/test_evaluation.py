@@ -74,6 +74,20 @@ def test_planted_copies_are_found_and_new_volumes_are_not(results, planted):
     assert found["training_flagged"] == 0 and found["num_training"] == 14
 
 
+def test_copies_are_searched_among_the_training_volumes_where_they_are_given(planted, tmp_path):
+    found = evaluate(
+        tmp_path,
+        training_dir=planted / "real",
+        generated_dir=planted / "generated",
+        num_phantoms=2,
+        cache_dir=planted / "report" / "cache",
+        metrics=["memorisation"],
+    )
+    assert found["memorisation"]["against"] == "training" and found["sets"]["training"]["num_volumes"] == 14
+    assert len(found["memorisation"]["generated"]["flagged"]) == 3
+    assert found["distances"] == {"generated": {}} and "nearest of training" in (tmp_path / "report.html").read_text()
+
+
 def test_every_number_has_an_interval_and_a_floor(results):
     assert results["sets"]["real"]["num_volumes"] == 14 and results["sets"]["generated"]["num_volumes"] == 10
     for metric, estimate in results["distances"]["generated"].items():

@@ -194,6 +194,8 @@ def test_radial_power_spectrum():
     # the same wave in mm on a grid of half as many and twice as long voxels along z
     other = radial_power_spectrum(wave[:, :, ::2], [320.0] * 3)
     assert int(other.argmax()) == 3
+    # half as long along x, it has 6 cycles in the longest side
+    assert int(radial_power_spectrum(wave, [160.0, 320.0, 320.0]).argmax()) == 6
     # Parseval: white noise of variance 4 has power 4 N in each shell
     noise = 2 * torch.randn(24, 24, 24, generator=torch.Generator().manual_seed(0))
     assert float(radial_power_spectrum(noise, [1.0] * 3)[5:].mean()) == pytest.approx(4 * 24**3, rel=0.05)

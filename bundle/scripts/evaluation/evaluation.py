@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from pathlib import Path
 from typing import Any, Optional
 
 import ignite.distributed as idist
@@ -40,7 +41,7 @@ def volume_sets(
     sets = generated_sets(generated_dir, generated_dirs, max_volumes)
     sets.insert(0, real_set(real_dir, real_section, num_phantoms, max_volumes))
     if training_dir is not None:
-        training = real_set(training_dir, "all")
+        training = real_set(training_dir, "training" if (Path(training_dir) / "dataset.json").is_file() else "all")
         training.name = "training"
         sets.insert(1, training)
     check_sets(sets)
