@@ -159,7 +159,7 @@ def test_two_processes_give_the_same_numbers(planted, tmp_path):
     folders = {"generated_dir": planted / "generated", "output_dir": tmp_path / "two"}
     process = run_process("run", ["evaluate", "multi_gpu"], tmp_path, launcher, **folders, **settings)
     assert process.returncode == 0, process.stderr[-2000:]
-    assert process.stdout.count("against real") == 1  # rank 0 alone
+    assert process.stdout.count("generated (N = 10) against real") == 1  # rank 0 alone
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert one["distances"] == two["distances"] and one["properties"] == two["properties"]
 

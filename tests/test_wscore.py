@@ -116,5 +116,5 @@ def test_bad_settings(folders, tmp_path):
     with assert_refused("anchor must be one of near, far"):
         score(folders, tmp_path, anchor="best")
     write(tmp_path / "one", "a.nii.gz", phantom(1, GRID), GRID)
-    with assert_refused("generated has 1 different volume", "2 or more"):
+    with assert_refused("generated has fewer than 2 different volumes"):
         score(folders, tmp_path / "r", generated_dirs=None, generated_dir=tmp_path / "one")

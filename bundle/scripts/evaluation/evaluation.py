@@ -180,14 +180,16 @@ def _meanings(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def summary(results: dict[str, Any]) -> str:
     """The distances as text for the terminal."""
-    lines = [f"{name}: N = {one['num_volumes']}" for name, one in results["sets"].items()]
-    lines.append(f"features: {results['features']['label']}; floor: real halves of {results['floor']['num_volumes']}")
+    counts = {name: one["num_volumes"] for name, one in results["sets"].items()}
+    half = results["floor"]["num_volumes"]
+    lines = []
     for name, distances in results["distances"].items():
-        lines.append(f"\n{name} against real, with 95 % intervals")
+        lines.append(f"\n{name} (N = {counts[name]}) against real (N = {counts['real']}), with 95 % intervals")
+        lines.append(f"  {'':75s} floor: real against real (N = {half})")
         for metric, estimate in distances.items():
             floor = results["floor"]["distances"][metric]
             label = f" ({results['features']['label']})" if results["meaning"][metric]["of_features"] else ""
-            lines.append(f"  {metric + label:42s} {number(estimate):32s} floor {number(floor)}")
+            lines.append(f"  {metric + label:42s} {number(estimate):32s} {number(floor)}")
     for name, one in results["memorisation"].items():
         if isinstance(one, dict) and "flagged" in one:
             lines.append(f"\n{name}: {len(one['flagged'])} volumes flagged as near copies of training volumes")

@@ -177,7 +177,7 @@ def _split(sets: dict[str, VolumeSet], share: float) -> dict[str, tuple[list[int
     parts, first = {}, 0
     for name, one in sets.items():
         if len(set(one.hashes)) < 2:
-            raise ValueError(f"{name} has {len(set(one.hashes))} different volume; the W-score needs 2 or more of each")
+            raise ValueError(f"{name} has fewer than 2 different volumes, the least that the W-score needs of each set")
         kept = held_out(one.hashes, share)
         places = range(first, first + len(one))
         parts[name] = ([i for i, k in zip(places, kept) if not k], [i for i, k in zip(places, kept) if k])
