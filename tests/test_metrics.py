@@ -71,6 +71,23 @@ def test_frechet_distance_of_known_gaussians():
     assert frechet_distance(mean[:2], a, mean[:2], b) == pytest.approx(float(a.trace() + b.trace()) - 2 * root)
 
 
+def test_weighted_moments_count_vectors():
+    x, weights = vectors(6), torch.tensor([2.0, 0, 1, 1, 0, 3], dtype=torch.float64)
+    moments = Moments(8)
+    moments.update(x[:2], weights[:2])
+    moments.update(x[2:], weights[2:])
+    repeated = x.repeat_interleave(weights.long(), 0)
+    assert moments.count == 7 and torch.allclose(moments.mean, repeated.mean(0))
+    assert torch.allclose(moments.covariance, repeated.T.cov())
+
+
+def test_fid_of_many_and_of_few_vectors_are_one_number():
+    a, b = vectors(50, seed=1), vectors(60, seed=2) * 1.3 + 0.5  # more vectors than features, so by covariances
+    padded = [torch.cat([x, torch.zeros(len(x), 60)], 1) for x in (a, b)]  # fewer than features, so by vectors
+    weights = bootstrap_weights(50, 3, 0), bootstrap_weights(60, 3, 1)
+    assert torch.allclose(fid(a, b, *weights), fid(*padded, *weights), rtol=1e-8)
+
+
 @pytest.mark.parametrize("count", [200, 5])  # 5 vectors of 8 features: singular covariances
 def test_fid_is_the_frechet_distance_of_the_moments(count):
     a, b = vectors(count, seed=1), vectors(count + 2, seed=2) * 1.3 + 0.5

@@ -48,7 +48,10 @@ class VolumeSet:
     def label(self, index: int) -> str:
         """Name of a volume for people: its path in the folder, or its seed."""
         image = self.items[index]["image"]
-        return f"phantom {image}" if isinstance(image, int) else str(Path(image).relative_to(self.folder or "/"))
+        if isinstance(image, int):
+            return f"phantom {image}"
+        path = Path(image)  # a dataset.json may name files elsewhere
+        return str(path.relative_to(self.folder)) if self.folder and path.is_relative_to(self.folder) else path.name
 
 
 def real_set(

@@ -16,21 +16,32 @@ BLOCK = 1024  # vectors of a block of a kernel matrix
 
 
 class Moments:
-    """Mean and covariance of feature vectors that come in batches; memory does not grow with their number."""
+    """Mean and covariance of feature vectors that come in batches; memory does not grow with their number.
 
-    def __init__(self, num_features: int) -> None:
-        self.count = 0
-        self.mean = torch.zeros(num_features, dtype=torch.float64)
-        self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64)
+    Args:
+        num_features: D.
+        device: of the sums.
+    """
 
-    def update(self, features: Tensor) -> None:
-        """Adds vectors (N, D); the means are merged as by Chan, Golub and LeVeque (1979), so nothing cancels."""
-        x = features.double().cpu()
-        count = self.count + len(x)
-        shift = x.mean(0) - self.mean
-        centred = x - x.mean(0)
-        self._scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(x) / count)
-        self.mean += shift * (len(x) / count)
+    def __init__(self, num_features: int, device: Optional[torch.device] = None) -> None:
+        self.count = 0.0
+        self.mean = torch.zeros(num_features, dtype=torch.float64, device=device)
+        self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
+
+    def update(self, features: Tensor, weights: Optional[Tensor] = None) -> None:
+        """Adds vectors (N, D), each as often as its weight (N,) says.
+
+        Means are merged as by Chan, Golub and LeVeque (1979), so that nothing cancels.
+        """
+        x = features.double()
+        w = torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights
+        added = float(w.sum())
+        if added == 0:
+            return
+        mean = w @ x / added
+        shift, centred, count = mean - self.mean, x - mean, self.count + added
+        self._scatter += (centred * w[:, None]).T @ centred + torch.outer(shift, shift) * (self.count * added / count)
+        self.mean += shift * (added / count)
         self.count = count
 
     @property
@@ -59,11 +70,30 @@ def _symmetric_root(matrix: Tensor) -> Tensor:
 def fid(a: Tensor, b: Tensor, weights_a: Optional[Tensor] = None, weights_b: Optional[Tensor] = None) -> Tensor:
     """Frechet distance between sets (N, D) and (M, D), for each pair of weights (B, N) and (B, M): (B,).
 
-    With centred vectors X, Y scaled so that A = X^T X and B = Y^T Y, Tr (A B)^(1/2) is the sum of the singular values of
-    X Y^T: only N x M matrices are decomposed, of which a bootstrap needs many, and no D x D one.
+    Decomposes D x D covariances or, where a set has fewer vectors than features, N x M matrices: see `_fid_of_few`.
     """
     a, b = a.double(), b.double()
     weights_a, weights_b = (_weights(w, x) for w, x in ((weights_a, a), (weights_b, b)))
+    if min(len(a), len(b)) <= a.shape[1]:
+        return _fid_of_few(a, b, weights_a, weights_b)
+    values = []
+    for u, v in zip(weights_a, weights_b):
+        moments = []
+        for x, w in ((a, u), (b, v)):
+            sums = Moments(x.shape[1], x.device)
+            for part, weights in zip(x.split(BLOCK), w.split(BLOCK)):
+                sums.update(part, weights)
+            moments += [sums.mean, sums.covariance]
+        values.append(frechet_distance(*moments))
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _fid_of_few(a: Tensor, b: Tensor, weights_a: Tensor, weights_b: Tensor) -> Tensor:
+    """FID by the vectors, in float64.
+
+    With centred vectors X, Y scaled so that A = X^T X and B = Y^T Y, Tr (A B)^(1/2) is the sum of the singular values of
+    X Y^T: only N x M matrices are decomposed, of which a bootstrap needs many.
+    """
     origin = a.mean(0)
     a, b = a - origin, b - origin  # nearer to zero, so that less cancels below
     cross, squares_a, squares_b = a @ b.T, a.square().sum(1), b.square().sum(1)  # (N, M), (N,), (M,)
