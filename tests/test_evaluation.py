@@ -8,11 +8,12 @@ from functools import cache
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from test_bundle import assert_refused, run, run_process
 
 from scripts.data import chest_phantom
 from scripts.data.transforms import grid_affine
-from scripts.evaluation import common_grid, volume_sets
+from scripts.evaluation import Comparison, common_grid, volume_sets
 from scripts.evaluation.figures import Axis, dot_plot, line_plot
 from scripts.inferers import save_volume
 from scripts.networks import save_weights
@@ -86,6 +87,16 @@ def test_copies_are_searched_among_the_training_volumes_where_they_are_given(pla
     assert found["memorisation"]["against"] == "training" and found["sets"]["training"]["num_volumes"] == 14
     assert len(found["memorisation"]["generated"]["flagged"]) == 3
     assert found["distances"] == {"generated": {}} and "nearest of training" in (tmp_path / "report.html").read_text()
+
+
+def test_a_training_set_of_copies_gives_a_note_and_no_numbers():
+    comparison = Comparison({}, 5, 0, torch.device("cpu"))
+    volumes = torch.rand(4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    generated = {"coarse": volumes, "features": volumes.flatten(1)}
+    training = {name: value[:1].expand(4, *value.shape[1:]) for name, value in generated.items()}
+    assert "copies of others" in comparison.memorisation(generated, training, 0.5)["note"]
+    assert "needs 3" in comparison.memorisation(generated, {n: v[:2] for n, v in generated.items()}, 0.5)["note"]
+    assert comparison.memorisation(generated, generated, 0.5)["flagged"] == [0, 1, 2, 3]
 
 
 def test_every_number_has_an_interval_and_a_floor(results):

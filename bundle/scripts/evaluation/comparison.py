@@ -137,9 +137,13 @@ class Comparison:
             "voxels": [x.flatten(1) for x in (generated["coarse"], training["coarse"], training["coarse"].flip(1))],
             "features": [generated["features"], training["features"], training["features"]],
         }
-        nearest = {
-            name: nearest_training_volumes(*(x.to(self.device) for x in vectors)) for name, vectors in spaces.items()
-        }
+        try:
+            nearest = {
+                name: nearest_training_volumes(*(x.to(self.device) for x in vectors))
+                for name, vectors in spaces.items()
+            }
+        except ValueError as error:  # the rest of the report stands without it
+            return {"note": str(error)}
         flagged = torch.stack([found.ratio < threshold for found in nearest.values()]).any(0)
         false_alarms = torch.stack([found.training_ratio < threshold for found in nearest.values()]).any(0)
         return {

@@ -99,7 +99,7 @@ class Evaluation:
         records = {name: self.store.load(one) for name, one in self.sets.items()}
         results = self.results(records)
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.folder / "metrics.json", lambda part: part.write_text(text))
+        write_atomically(self.folder / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"))
         html = report_html(results, records, self.sets, self.volumes, self.num_slices)
         write_atomically(self.folder / "report.html", lambda part: part.write_text(html, encoding="utf-8"))
         print(summary(results))
@@ -193,5 +193,7 @@ def summary(results: dict[str, Any]) -> str:
     for name, one in results["memorisation"].items():
         if isinstance(one, dict) and "flagged" in one:
             lines.append(f"\n{name}: {len(one['flagged'])} volumes flagged as near copies of training volumes")
+        elif isinstance(one, dict):
+            lines.append(f"\n{name}: no search for copies: {one['note']}")
     lines += [f"note: {warning}" for warning in results["warnings"]]
     return "\n".join(lines)

@@ -62,7 +62,7 @@ class WScore:
         num_workers: int,
         device: torch.device,
     ) -> None:
-        self.models = [name for name in sets if name != "real"]
+        self.models = [name for name in sets if name not in ("real", "training")]
         self.anchor = self.models[0] if anchor is None else anchor
         if self.anchor not in self.models:
             raise ValueError(f"anchor must be one of {', '.join(self.models)}, not {self.anchor}")
