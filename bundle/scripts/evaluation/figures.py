@@ -13,11 +13,12 @@ REAL_COLOUR = "#222222"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for colour blindness
 WIDTH, HEIGHT = 520, 300
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 46  # margins of the axes, pixels
+PIXELS_PER_LETTER = 7.0
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:
-    """Dark for the real volumes, then one colour per generator."""
-    generated = [name for name in names if name != "real"]
+    """Dark for the real and the training volumes, then one colour per generator."""
+    generated = [name for name in names if name not in ("real", "training")]
     palette = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(generated)}
     return {name: palette.get(name, REAL_COLOUR) for name in names}
 
@@ -78,7 +79,8 @@ def line_plot(
     colours = colours_of(list(data))
     for name, (x, y) in data.items():
         path = _path(x, y, x_axis, y_axis)
-        parts.append(f'<path d="{path}" fill="none" stroke="{colours[name]}" stroke-width="1.6"/>')
+        thickness = 3 if colours[name] == REAL_COLOUR else 1.5  # so that the real line shows below one that equals it
+        parts.append(f'<path d="{path}" fill="none" stroke="{colours[name]}" stroke-width="{thickness}"/>')
     return _svg(parts, f"{y_label} over {x_label}")
 
 
@@ -96,22 +98,32 @@ def dot_plot(values: Mapping[str, Sequence[float]], y_label: str, low: Optional[
     y_axis = _y_axis(shown if len(shown) else np.array([0.0, 1.0]), False)
     parts = _frame(x_axis, y_axis, "", y_label, x_ticks=False)
     colours = colours_of(list(data))
+    spread = min(60.0, 0.6 * (WIDTH - LEFT - RIGHT) / len(data))
     for index, (name, column) in enumerate(data.items()):
         middle = x_axis(index + 0.5)
-        label = f"{escape(name)}, N = {len(column)}"
-        parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{label}</text>')
+        parts += _column_label(name, len(column), middle, (WIDTH - LEFT - RIGHT) / len(data))
         for order, value in enumerate(column):
-            x = middle + ((order * 0.618034) % 1 - 0.5) * 60  # spread evenly, so that dots do not hide one another
+            x = middle + ((order * 0.618034) % 1 - 0.5) * spread  # evenly, so that dots do not hide one another
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y_axis(value):.1f}" r="2.6" fill="{colours[name]}" fill-opacity="0.55"/>'
             )
         if len(column):
             y = y_axis(float(np.median(column)))
             parts.append(
-                f'<line x1="{middle - 40:.1f}" x2="{middle + 40:.1f}" y1="{y:.1f}" y2="{y:.1f}" '
+                f'<line x1="{middle - spread / 1.6:.1f}" x2="{middle + spread / 1.6:.1f}" y1="{y:.1f}" y2="{y:.1f}" '
                 f'stroke="{colours[name]}" stroke-width="2.5"/>'
             )
     return _svg(parts, y_label)
+
+
+def _column_label(name: str, count: int, middle: float, width: float) -> list[str]:
+    """The name, cut to what a column holds, and below it the number of dots."""
+    room = max(4, int(width / PIXELS_PER_LETTER))
+    short = name if len(name) <= room else name[: room - 1] + "…"
+    return [
+        f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + line}" text-anchor="middle">{text}<title>{escape(name)}</title></text>'
+        for line, text in ((18, escape(short)), (34, f"N = {count}"))
+    ]
 
 
 def legend(names: Sequence[str]) -> str:
