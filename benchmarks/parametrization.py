@@ -48,8 +48,8 @@ def main() -> None:
         with open(folder / "model_losses.csv") as file:
             validated = [row for row in csv.DictReader(file) if row["val_loss"]][-1]
         losses = {f"validation {term}": float(validated[f"val_{term}"]) for term in ("noise", "signal")}
-        rows[name] = {**losses, **measure(load_generated(folder / "out"), reference)}
-    floor = measure(phantoms(args.num_samples, GRID, FIELD_OF_VIEW_MM, first=2_001_000), reference)
+        rows[name] = {**losses, **measure(load_generated(folder / "out"), reference, FIELD_OF_VIEW_MM)}
+    floor = measure(phantoms(args.num_samples, GRID, FIELD_OF_VIEW_MM, first=2_001_000), reference, FIELD_OF_VIEW_MM)
     rows["other phantoms (floor)"] = {"validation noise": float("nan"), "validation signal": float("nan"), **floor}
     print_table(rows)
 

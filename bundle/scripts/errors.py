@@ -62,6 +62,5 @@ def report_errors_in_one_line() -> None:
     """
     sys.excepthook = _print_error
     # Ignite logs each error once more, at every level of its engines
-    logging.getLogger("ignite").addFilter(lambda record: "terminating due to exception" not in record.getMessage())
     for name in ("SupervisedTrainer", "SupervisedEvaluator"):
-        logging.getLogger(f"monai.engines.{name}").setLevel(logging.CRITICAL)
+        logging.getLogger(f"ignite.engine.engine.{name}").setLevel(logging.CRITICAL)

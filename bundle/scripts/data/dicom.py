@@ -74,6 +74,11 @@ class Series:
         return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
     @property
+    def files(self) -> list[str]:
+        """All files, each once."""
+        return sorted({item.path for item in self.slices})
+
+    @property
     def step_mm(self) -> float:
         """Distance of the slices."""
         return float(np.linalg.norm(self.affine[:3, 0]))

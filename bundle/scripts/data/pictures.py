@@ -9,10 +9,16 @@ from PIL import Image
 
 LUNG_WINDOW = (-1350.0, 150.0)  # HU
 MEDIASTINAL_WINDOW = (-160.0, 240.0)  # HU
+BONE_WINDOW = (-450.0, 1050.0)  # HU
 
 
-def preview_picture(volumes: Sequence[np.ndarray], size_mm: Sequence[float], pixels: int = 224) -> Image.Image:
-    """One row per volume (X, Y, Z) in HU, RAS: axial, coronal, sagittal in a lung, then in a mediastinal window.
+def preview_picture(
+    volumes: Sequence[np.ndarray],
+    size_mm: Sequence[float],
+    pixels: int = 224,
+    windows: Sequence[tuple[float, float]] = (LUNG_WINDOW, MEDIASTINAL_WINDOW),
+) -> Image.Image:
+    """One row per volume (X, Y, Z) in HU, RAS: axial, coronal, sagittal in each window, lung and mediastinal ones first.
 
     As radiologists look at them: the patient's right on the left, anterior on top (axial) or left (sagittal).
     """
@@ -23,7 +29,7 @@ def preview_picture(volumes: Sequence[np.ndarray], size_mm: Sequence[float], pix
         flipped = volume[::-1, ::-1, ::-1]
         planes = [(flipped[:, :, -1 - z].T, 0, 1), (flipped[:, -1 - y].T, 0, 2), (flipped[-1 - x].T, 1, 2)]
         row = []
-        for window in (LUNG_WINDOW, MEDIASTINAL_WINDOW):
+        for window in windows:
             for plane, across, down in planes:
                 shape = (round(size_mm[across] * scale), round(size_mm[down] * scale))
                 row.append(_framed(_windowed(plane, window).resize(shape, Image.Resampling.BICUBIC), pixels))

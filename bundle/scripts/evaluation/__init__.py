@@ -1,0 +1,8 @@
+"""Evaluation of generated volumes: sets, records, comparison, report, W-score."""
+
+from .comparison import Comparison, choose_metrics
+from .evaluation import Evaluation, volume_sets
+from .records import KeepSized, MeasureVolumed, RecordStore, RecordWriter
+from .sweep import sampled_folders
+from .volume_sets import common_grid
+from .wscore import WScore

@@ -1,0 +1,208 @@
+"""All numbers of an evaluation: every metric of every set, with intervals, the floor, and what to beware of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Optional, Sequence
+
+import torch
+from monai.data import Dataset
+from torch import Tensor
+from tqdm import tqdm
+
+from ..metrics import (
+    Estimate,
+    bootstrap_weights,
+    estimate,
+    ms_ssim_metric,
+    ms_ssim_settings,
+    nearest_training_volumes,
+    random_halves,
+    random_pairs,
+)
+from ..metrics.features import NUM_FEATURES
+from .records import Records
+from .set_metrics import SetMetric, comparison_metrics, property_metrics
+
+MS_SSIM = "MS-SSIM"
+MEMORISATION = "memorisation"
+NUM_FLOOR_SPLITS = 5
+FEW_VOLUMES = 50
+MIN_CHEST_MM = 200.0
+
+
+def choose_metrics(
+    names: Optional[Sequence[str]], grid: Sequence[int], hu_window: Sequence[float], seam_strides: Sequence[int]
+) -> dict[str, list[SetMetric]]:
+    """The metrics to compute; {'comparisons': ..., 'properties': ..., 'others': names without a table entry}.
+
+    Args:
+        names: beginnings of their names, such as FID or HU-Wasserstein, or None for all.
+
+    Raises:
+        ValueError: in one line, for an unknown name.
+    """
+    lists = {
+        "comparisons": comparison_metrics(hu_window),
+        "properties": property_metrics(grid, hu_window, seam_strides),
+    }
+    known = [metric.name for metrics in lists.values() for metric in metrics] + [MS_SSIM, MEMORISATION]
+    for name in names or []:
+        if not any(other.startswith(name) for other in known):
+            raise ValueError(f"metrics: {name} is unknown; there are {', '.join(known)}")
+
+    def is_chosen(name: str) -> bool:
+        return names is None or any(name.startswith(chosen) for chosen in names)
+
+    chosen: dict[str, Any] = {key: [m for m in metrics if is_chosen(m.name)] for key, metrics in lists.items()}
+    chosen["others"] = [name for name in (MS_SSIM, MEMORISATION) if is_chosen(name)]
+    return chosen
+
+
+class Comparison:
+    """Compares generated sets with the real one, by their records alone.
+
+    Args:
+        metrics: of `choose_metrics`.
+        num_bootstrap: samples for the intervals.
+        seed: of the bootstrap, the halves and the pairs.
+        device: for the linear algebra.
+    """
+
+    def __init__(self, metrics: dict[str, Any], num_bootstrap: int, seed: int, device: torch.device) -> None:
+        self.metrics, self.num_bootstrap, self.seed, self.device = metrics, num_bootstrap, seed, device
+
+    def compare(self, generated: Records, real: Records) -> dict[str, dict[str, Any]]:
+        """Every comparison of two sets: {metric: estimate}."""
+        count, of_real = (len(records["features"]) for records in (generated, real))
+        weights = (self._weights(count, 0), self._weights(of_real, 1))
+        a, b = self._on_device(generated), self._on_device(real)
+        return {
+            metric.name: self._number(metric, min(count, of_real), a, weights[0], b, weights[1])
+            for metric in tqdm(self.metrics["comparisons"], desc="metrics", leave=False)
+        }
+
+    def describe(self, records: Records) -> dict[str, dict[str, Any]]:
+        """Every property of one set: {metric: estimate}."""
+        count = len(records["features"])
+        weights, on_device = self._weights(count, 0), self._on_device(records)
+        return {metric.name: self._number(metric, count, on_device, weights) for metric in self.metrics["properties"]}
+
+    def floor(self, real: Records) -> dict[str, dict[str, Any]]:
+        """Comparisons between halves of the real set: mean, lowest and highest of some splits."""
+        records = self._on_device(real)
+        splits = random_halves(len(real["features"]), NUM_FLOOR_SPLITS, self.seed)
+        one = torch.ones(1, len(splits[0][0]), dtype=torch.float64, device=self.device)
+        result = {}
+        for metric in self.metrics["comparisons"]:
+            if one.shape[1] < metric.min_volumes:
+                result[metric.name] = asdict(Estimate(None, note=f"needs {2 * metric.min_volumes} real volumes"))
+                continue
+            halves = [[{name: value[i] for name, value in records.items()} for i in split] for split in splits]
+            values = torch.cat([metric.compute(a, one, b, one) for a, b in halves])
+            lowest, highest = float(values.min()), float(values.max())
+            result[metric.name] = asdict(Estimate(float(values.mean()), lowest, highest))
+        return result
+
+    def ms_ssim(
+        self, volumes: Dataset, grid: Sequence[int], hu_window: Sequence[float], num_pairs: int
+    ) -> dict[str, Any]:
+        """Mean MS-SSIM of random pairs of one set; the interval is over pairs."""
+        if len(volumes) < 2:
+            return asdict(Estimate(None, note=f"needs 2 volumes, there is {len(volumes)}"))
+        low, high = hu_window
+        metric = ms_ssim_metric(grid)
+
+        def scaled(index: int) -> Tensor:
+            return ((volumes[index]["image"].as_tensor()[None].clamp(low, high) - low) / (high - low)).to(self.device)
+
+        pairs = random_pairs(len(volumes), num_pairs, self.seed)
+        values = torch.stack(
+            [metric(scaled(i), scaled(j)).squeeze() for i, j in tqdm(pairs, desc=MS_SSIM, leave=False)]
+        )
+        weights = bootstrap_weights(len(pairs), self.num_bootstrap, self.seed)
+        means = (weights @ values.double().cpu()) / weights.sum(1)
+        weights_used, kernel = ms_ssim_settings(grid)
+        note = f"{len(pairs)} pairs, {len(weights_used)} scales, kernel {kernel}"
+        return {**asdict(estimate(means)), "note": note}
+
+    def memorisation(self, generated: Records, training: Records, threshold: float) -> dict[str, Any]:
+        """The nearest training volume of each generated one, by coarse voxels (also mirrored) and by features.
+
+        Volumes nearer than `threshold` times what is usual between training volumes, in either space, are flagged.
+        """
+        if len(training["features"]) < 3:
+            return {"note": f"needs 3 training volumes, there are {len(training['features'])}"}
+        spaces = {
+            "voxels": [x.flatten(1) for x in (generated["coarse"], training["coarse"], training["coarse"].flip(1))],
+            "features": [generated["features"], training["features"], training["features"]],
+        }
+        try:
+            nearest = {
+                name: nearest_training_volumes(*(x.to(self.device) for x in vectors))
+                for name, vectors in spaces.items()
+            }
+        except ValueError as error:  # the rest of the report stands without it
+            return {"note": str(error)}
+        flagged = torch.stack([found.ratio < threshold for found in nearest.values()]).any(0)
+        false_alarms = torch.stack([found.training_ratio < threshold for found in nearest.values()]).any(0)
+        return {
+            "threshold": threshold,
+            "num_training": len(training["features"]),
+            "flagged": flagged.nonzero().flatten().tolist(),
+            "training_flagged": int(false_alarms.sum()),
+            **{
+                name: {
+                    "nearest": found.index.tolist(),
+                    "ratio": found.ratio.tolist(),
+                    "mirrored": found.flipped.tolist(),
+                    "training_ratio": found.training_ratio.tolist(),
+                }
+                for name, found in nearest.items()
+            },
+        }
+
+    @staticmethod
+    def _number(metric: SetMetric, count: int, *arguments: Any) -> dict[str, Any]:
+        if count < metric.min_volumes:
+            return asdict(Estimate(None, note=f"needs {metric.min_volumes} volumes in each set, there is {count}"))
+        values = metric.compute(*arguments).cpu()
+        return asdict(estimate(values if count > 1 else values[:1]))  # one volume has no spread
+
+    def _weights(self, count: int, offset: int) -> Tensor:
+        return bootstrap_weights(count, self.num_bootstrap, self.seed + offset).to(self.device)
+
+    def _on_device(self, records: Records) -> Records:
+        return {name: value.to(self.device) for name, value in records.items() if name != "coarse"}
+
+
+def warnings_of(
+    metrics: dict[str, Any], records: dict[str, Records], random_features: bool, size_mm: Sequence[float]
+) -> list[str]:
+    """What a reader of the numbers has to know, in sentences."""
+    counts = {name: len(one["features"]) for name, one in records.items()}
+    chosen = metrics["comparisons"]
+    warnings = []
+    if random_features and any(metric.of_features for metric in chosen):
+        warnings.append(
+            "Random features: FID, MMD, KID and the diversity scores come from an untrained network. They compare sets "
+            "of this report; they are no Med3D numbers, and those of papers do not compare."
+        )
+    few = [f"{name} ({count})" for name, count in counts.items() if count < FEW_VOLUMES]
+    if few:
+        warnings.append(f"Few volumes in {', '.join(few)}: below {FEW_VOLUMES}, read no number without its interval.")
+    if min(counts.values()) < NUM_FEATURES and any(metric.name == "FID" for metric in chosen):
+        warnings.append(
+            f"FID has a bias upwards, the more the fewer volumes there are, below {NUM_FEATURES:,} above all: compare it "
+            "only with FIDs of as many volumes. MMD² and KID have no such bias."
+        )
+    for name, one in records.items():
+        padded = int((one["size_mm"] < torch.tensor(size_mm) - 1).any(1).sum())
+        if padded:
+            warnings.append(f"{padded} volumes of {name} are smaller than the field of view and were padded with air.")
+    if min(size_mm) < MIN_CHEST_MM:
+        warnings.append(
+            f"The field of view is only {min(size_mm):g} mm along an axis, less than a chest: is the spacing in the "
+            "headers right?"
+        )
+    return warnings

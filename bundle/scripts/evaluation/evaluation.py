@@ -1,0 +1,202 @@
+"""One evaluation: measure what is not yet measured, compare, write metrics.json and report.html."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any, Optional
+
+import ignite.distributed as idist
+import monai
+import torch
+from monai.data import Dataset
+from monai.engines import SupervisedEvaluator
+
+from ..errors import require_writable
+from ..files import write_atomically
+from ..inferers.writers import VERSION
+from ..metrics import FeatureExtractor
+from .comparison import MEMORISATION, MS_SSIM, Comparison, warnings_of
+from .page import number
+from .records import Records, RecordStore
+from .report import report_html
+from .volume_sets import VolumeSet, check_sets, generated_sets, hash_volumes, real_set
+
+
+def volume_sets(
+    real_dir: Optional[str],
+    generated_dir: Optional[str],
+    generated_dirs: Optional[dict[str, str]] = None,
+    training_dir: Optional[str] = None,
+    real_section: str = "all",
+    num_phantoms: int = 64,
+    max_volumes: Optional[int] = None,
+) -> dict[str, VolumeSet]:
+    """All sets of an evaluation by name: 'real', 'training' where it is another folder, and the generators'.
+
+    Raises:
+        ValueError: in one line, when a folder is missing, empty, given twice, or must not be compared with the others.
+    """
+    sets = generated_sets(generated_dir, generated_dirs, max_volumes)
+    sets.insert(0, real_set(real_dir, real_section, num_phantoms, max_volumes))
+    if training_dir is not None:
+        training = real_set(training_dir, "training" if (Path(training_dir) / "dataset.json").is_file() else "all")
+        training.name = "training"
+        sets.insert(1, training)
+    check_sets(sets)
+    hash_volumes(sets)
+    return {one.name: one for one in sets}
+
+
+class Evaluation:
+    """Puts the parts together.
+
+    Args:
+        sets: of `volume_sets`.
+        store: of the records.
+        comparison: of the numbers.
+        extractor: that made the features.
+        transform: loads a volume on the common grid.
+        output_dir: of the report.
+        settings: the common grid ('grid', 'field_of_view_mm'), 'hu_window', and what else belongs into metrics.json.
+        num_ms_ssim_pairs: of random pairs of volumes per set.
+        memorisation_threshold: share of the usual distance below which a volume is flagged.
+        num_slices: volumes of each set to show.
+    """
+
+    def __init__(
+        self,
+        sets: dict[str, VolumeSet],
+        store: RecordStore,
+        comparison: Comparison,
+        extractor: FeatureExtractor,
+        transform: Any,
+        output_dir: str,
+        settings: dict[str, Any],
+        num_ms_ssim_pairs: int = 100,
+        memorisation_threshold: float = 0.5,
+        num_slices: int = 3,
+    ) -> None:
+        self.sets, self.store, self.comparison, self.extractor = sets, store, comparison, extractor
+        self.transform, self.settings = transform, settings
+        self.folder = require_writable(output_dir, "output_dir")
+        self.num_ms_ssim_pairs, self.memorisation_threshold = num_ms_ssim_pairs, memorisation_threshold
+        self.num_slices = num_slices
+        self.generated = [name for name in sets if name not in ("real", "training")]
+
+    def measure(self, evaluator: SupervisedEvaluator) -> None:
+        """Makes the records that are missing, on all ranks."""
+        idist.barrier()  # all ranks have listed what is missing, and so share it out alike, before one writes
+        if len(evaluator.data_loader) > 0:
+            evaluator.run()
+        idist.barrier()
+
+    def write(self) -> None:
+        """Compares and writes, on rank 0; prints the table."""
+        if idist.get_rank() > 0:
+            return
+        records = {name: self.store.load(one) for name, one in self.sets.items()}
+        results = self.results(records)
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.folder / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"))
+        html = report_html(results, records, self.sets, self.volumes, self.num_slices)
+        write_atomically(self.folder / "report.html", lambda part: part.write_text(html, encoding="utf-8"))
+        print(summary(results))
+
+    def volumes(self, name: str) -> Dataset:
+        """The volumes of a set on the common grid, in HU."""
+        items = [
+            {key: item[key] for key in ("image", "series", "intensity") if key in item}
+            for item in self.sets[name].items
+        ]
+        return Dataset(items, self.transform)
+
+    def results(self, records: dict[str, Records]) -> dict[str, Any]:
+        """What metrics.json holds."""
+        comparison = self.comparison
+        counts = {name: len(one) for name, one in self.sets.items()}
+        described = ["real", *self.generated]
+        properties = {name: comparison.describe(records[name]) for name in described}
+        if MS_SSIM in comparison.metrics["others"]:
+            for name in described:
+                properties[name][MS_SSIM] = comparison.ms_ssim(
+                    self.volumes(name), self.settings["grid"], self.settings["hu_window"], self.num_ms_ssim_pairs
+                )
+        results = {
+            "sets": {
+                name: {"num_volumes": counts[name], "sha256": one.sha256, "paper_compat": one.paper_compat}
+                for name, one in self.sets.items()
+            },
+            "features": {
+                "label": self.extractor.label,
+                "random": self.extractor.is_random,
+                "sha256": self.extractor.sha256,
+            },
+            "settings": {**self.settings, "num_bootstrap": comparison.num_bootstrap, "seed": comparison.seed},
+            "warnings": warnings_of(
+                comparison.metrics, records, self.extractor.is_random, self.settings["field_of_view_mm"]
+            ),
+            "distances": {name: comparison.compare(records[name], records["real"]) for name in self.generated},
+            "floor": {"num_volumes": counts["real"] // 2, "distances": comparison.floor(records["real"])},
+            "properties": properties,
+            "meaning": _meanings(comparison.metrics),
+            "memorisation": self._memorisation(records),
+            "versions": {
+                "bundle": VERSION,
+                "monai": monai.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        return results
+
+    def _memorisation(self, records: dict[str, Records]) -> dict[str, Any]:
+        if MEMORISATION not in self.comparison.metrics["others"]:
+            return {}
+        against = "training" if "training" in self.sets else "real"
+        found: dict[str, Any] = {"against": against}
+        for name in self.generated:
+            one = self.comparison.memorisation(records[name], records[against], self.memorisation_threshold)
+            found[name] = one
+            if "flagged" in one:
+                one["flagged_names"] = [self.sets[name].label(index) for index in one["flagged"]]
+        return found
+
+
+def _meanings(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    listed = [*metrics["comparisons"], *metrics["properties"]]
+    table = {
+        metric.name: {
+            "meaning": metric.meaning,
+            "better": metric.better,
+            "group": metric.group,
+            "of_features": metric.of_features,
+        }
+        for metric in listed
+    }
+    if MS_SSIM in metrics["others"]:
+        meaning = "likeness of random pairs: higher than real is too little diversity"
+        table[MS_SSIM] = {"meaning": meaning, "better": "real", "group": "diversity", "of_features": False}
+    return table
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The distances as text for the terminal."""
+    counts = {name: one["num_volumes"] for name, one in results["sets"].items()}
+    half = results["floor"]["num_volumes"]
+    lines = []
+    for name, distances in results["distances"].items():
+        lines.append(f"\n{name} (N = {counts[name]}) against real (N = {counts['real']}), with 95 % intervals")
+        lines.append(f"  {'':75s} floor: real against real (N = {half})")
+        for metric, estimate in distances.items():
+            floor = results["floor"]["distances"][metric]
+            label = f" ({results['features']['label']})" if results["meaning"][metric]["of_features"] else ""
+            lines.append(f"  {metric + label:42s} {number(estimate):32s} {number(floor)}")
+    for name, one in results["memorisation"].items():
+        if isinstance(one, dict) and "flagged" in one:
+            lines.append(f"\n{name}: {len(one['flagged'])} volumes flagged as near copies of training volumes")
+        elif isinstance(one, dict):
+            lines.append(f"\n{name}: no search for copies: {one['note']}")
+    lines += [f"note: {warning}" for warning in results["warnings"]]
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""What is kept of a volume: a small record on disk, so that sets are measured once and compared many times."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, Hashable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from ignite.engine import Engine, Events
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from ..errors import require_writable
+from ..files import write_atomically
+from ..metrics import anatomy_sizes, gradient_profile, hu_histogram, radial_power_spectrum, soft_tissue_grain
+from .volume_sets import VolumeSet
+
+Records = dict[str, Tensor]  # of a set: each entry stacked, (N, ...)
+RECORD_VERSION = 1  # another one where a record's content changes, so that old files are not read
+COARSE_SIDE = 16  # voxels per axis of the volume that memorised ones are searched with
+
+
+class KeepSized(MapTransform):
+    """Adds 'size_mm' of a volume (1, X, Y, Z) as it was scanned, before it is cropped or padded."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out["size_mm"] = torch.as_tensor(out[key].shape[1:]) * out[key].pixdim
+        return out
+
+
+class MeasureVolumed(MapTransform):
+    """Adds 'measures' of a volume (1, X, Y, Z) in HU, all but its features; runs in the loader's processes.
+
+    Args:
+        keys: of the volume.
+        field_of_view_mm: size of its grid along each axis.
+        hu_window: HU that are compared; what is outside is clipped.
+    """
+
+    def __init__(self, keys: Hashable, field_of_view_mm: Sequence[float], hu_window: Sequence[float]) -> None:
+        super().__init__(keys)
+        self.field_of_view_mm, self.hu_window = field_of_view_mm, hu_window
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = out[key].as_tensor().clamp(*self.hu_window)
+            out["measures"] = {**self.measure(out[key][0]), "size_mm": out.pop("size_mm")}
+        return out
+
+    def measure(self, volume: Tensor) -> dict[str, Tensor]:
+        """Record of a volume (X, Y, Z) in HU, clipped to the window."""
+        spacing = [size / n for size, n in zip(self.field_of_view_mm, volume.shape)]
+        low, high = self.hu_window
+        x, y, z = (min(COARSE_SIDE, n) for n in volume.shape)
+        return {
+            "histogram": hu_histogram(volume, self.hu_window),
+            "spectrum": radial_power_spectrum(volume, self.field_of_view_mm),
+            "grain": soft_tissue_grain(volume),
+            "profile": gradient_profile(volume),
+            "anatomy": torch.from_numpy(anatomy_sizes(volume.numpy(), spacing)),
+            "coarse": (F.adaptive_avg_pool3d(volume[None], (x, y, z))[0] - low) / (high - low),
+        }
+
+
+class RecordStore:
+    """Records of volumes in a folder, under the hash of the file and of all that a record depends on.
+
+    Args:
+        cache_dir: the folder, made if need be.
+        settings: what a record depends on besides the file: grid, window, feature network.
+
+    Raises:
+        ValueError: in one line, when the folder is not writable.
+    """
+
+    def __init__(self, cache_dir: str, settings: dict[str, Any]) -> None:
+        self.folder = require_writable(cache_dir, "cache_dir")
+        self.settings_text = json.dumps({"record": RECORD_VERSION, **settings}, sort_keys=True)
+
+    def path(self, content_hash: str) -> Path:
+        name = hashlib.sha256((content_hash + self.settings_text).encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}.pt"
+
+    def missing(self, sets: Sequence[VolumeSet]) -> list[dict[str, Any]]:
+        """Items whose record has still to be made, each content once, with the record's path as 'record'."""
+        items = {
+            path: {
+                **{name: item[name] for name in ("image", "series", "intensity") if name in item},
+                "record": str(path),
+            }
+            for one in sets
+            for item, content_hash in zip(one.items, one.hashes)
+            if not (path := self.path(content_hash)).is_file()
+        }
+        return list(items.values())
+
+    def load(self, volumes: VolumeSet) -> Records:
+        """Records of a set, each entry stacked: (N, ...)."""
+        records = [torch.load(self.path(h), weights_only=True) for h in volumes.hashes]
+        return {name: torch.stack([record[name] for record in records]) for name in records[0]}
+
+
+class RecordWriter:
+    """Writes the record of each volume that an evaluator has made features of."""
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
+
+    def write(self, engine: Engine) -> None:
+        batch = engine.state.batch
+        for index, (path, features) in enumerate(zip(batch["record"], engine.state.output["pred"])):
+            record = {name: values[index].clone() for name, values in batch["measures"].items()}
+            record["features"] = features.cpu().clone()
+            write_atomically(path, partial(torch.save, record))

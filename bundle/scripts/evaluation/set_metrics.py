@@ -1,0 +1,187 @@
+"""The table of metrics: each a function of the records of one set or two, and of weights of their volumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Optional, Sequence
+
+from torch import Tensor
+
+from ..metrics import (
+    ANATOMY_NAMES,
+    HU_BANDS,
+    cubic_kernel,
+    fid,
+    median_bandwidth,
+    neighbour_scores,
+    rbf_kernel,
+    seam_ratio,
+    spectrum_error,
+    squared_mmd,
+    wasserstein_distance,
+)
+from .records import Records
+
+MAX_FID_BOOTSTRAP = 100  # each is a singular value decomposition of N x M
+NUM_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class SetMetric:
+    """A number of a set of volumes.
+
+    Attributes:
+        name: in tables.
+        compute: (records, weights (B, N), other records, other weights (B, M)) -> (B,); a property of one set has no
+            other records.
+        meaning: one sentence.
+        better: 'lower' or 'higher', or 'real' for as in the real volumes.
+        group: of the report.
+        min_volumes: that each set needs.
+        of_features: whether it is made from the features, and so carries their name.
+    """
+
+    name: str
+    compute: Callable[..., Tensor]
+    meaning: str
+    better: str
+    group: str
+    min_volumes: int = 1
+    of_features: bool = False
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted means (B, ...) of the values (N, ...) that are numbers."""
+    flat = values.double().reshape(len(values), -1)
+    valid = flat.isfinite()
+    means = (weights @ flat.nan_to_num(0, 0, 0)) / (weights @ valid.double())
+    return means.reshape(len(weights), *values.shape[1:])
+
+
+def _fid(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
+    rows = 1 + MAX_FID_BOOTSTRAP
+    return fid(a["features"], b["features"], u[:rows], v[:rows])
+
+
+def _mmd(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
+    kernel = rbf_kernel(median_bandwidth(b["features"]))
+    return squared_mmd(a["features"], b["features"], kernel, u, v, unbiased=False).clamp(min=0).sqrt()
+
+
+def _unbiased_mmd(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
+    kernel = rbf_kernel(median_bandwidth(b["features"]))
+    return squared_mmd(a["features"], b["features"], kernel, u, v)
+
+
+def _kid(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
+    return squared_mmd(a["features"], b["features"], cubic_kernel, u, v)
+
+
+def _neighbours(name: str) -> Callable[..., Tensor]:
+    def compute(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
+        scores = neighbour_scores(a["features"], b["features"], NUM_NEIGHBOURS)[name]
+        return _mean(scores, u if name in ("precision", "density") else v)
+
+    return compute
+
+
+def _hu_distance(band: Optional[str], hu_min: float) -> Callable[..., Tensor]:
+    def compute(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
+        histograms = [_mean(r["histogram"], w) for r, w in ((a, u), (b, v))]
+        return wasserstein_distance(*(_band(h, band, hu_min) for h in histograms))
+
+    return compute
+
+
+def _band(histogram: Tensor, band: Optional[str], hu_min: float) -> Tensor:
+    """Bins of a histogram (..., K) whose HU are in a band of `HU_BANDS`; all of them for None."""
+    if band is None:
+        return histogram
+    low, high = (max(0, int(hu - hu_min)) for hu in HU_BANDS[band])
+    return histogram[..., low : high + 1]
+
+
+def _band_share(band: str, hu_min: float) -> Callable[..., Tensor]:
+    def compute(a: Records, u: Tensor) -> Tensor:
+        histogram = _mean(a["histogram"], u)
+        return 100 * _band(histogram, band, hu_min).sum(-1) / histogram.sum(-1)
+
+    return compute
+
+
+def _spectrum(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
+    return spectrum_error(_mean(a["spectrum"], u), _mean(b["spectrum"], v))
+
+
+def _seams(grid: Sequence[int], stride: int) -> Callable[..., Tensor]:
+    return lambda a, u: seam_ratio(_mean(a["profile"], u), grid, stride)
+
+
+def _grain(a: Records, u: Tensor) -> Tensor:
+    return _mean(a["grain"], u)
+
+
+def _anatomy(index: int) -> Callable[..., Tensor]:
+    return lambda a, u: _mean(a["anatomy"][:, index], u)
+
+
+def comparison_metrics(hu_window: Sequence[float]) -> list[SetMetric]:
+    """Numbers of a set against the real volumes, in the order of the report."""
+    low = hu_window[0]
+    metrics = [
+        _of_features("FID", _fid, "Fréchet distance", 2),
+        _of_features("MMD", _mmd, "RBF kernel, biased and rooted, as in the paper's tables", 3),
+        _of_features("MMD²", _unbiased_mmd, "RBF kernel, unbiased: around 0 where equal", 3),
+        _of_features("KID", _kid, "cubic kernel, unbiased: around 0 where equal", 2),
+        _neighbour_metric("precision", "share of volumes that lie among the real ones"),
+        _neighbour_metric("recall", "share of real volumes that lie among these"),
+        _neighbour_metric("density", f"real balls that hold a volume, over {NUM_NEIGHBOURS}"),
+        _neighbour_metric("coverage", "share of real volumes with one of these near"),
+        SetMetric("HU-Wasserstein (HU)", _hu_distance(None, low), "between all voxels", "lower", "appearance"),
+        SetMetric("log10 spectrum error", _spectrum, "mean over spatial frequencies", "lower", "appearance"),
+    ]
+    return metrics + [
+        SetMetric(f"HU-Wasserstein, {band} (HU)", _hu_distance(band, low), f"inside {_hu(band)}", "lower", "HU bands")
+        for band in _bands_in(hu_window)
+    ]
+
+
+def _of_features(name: str, compute: Callable[..., Tensor], meaning: str, min_volumes: int) -> SetMetric:
+    return SetMetric(name, compute, meaning, "lower", "distribution", min_volumes, of_features=True)
+
+
+def _neighbour_metric(name: str, meaning: str) -> SetMetric:
+    return SetMetric(name, _neighbours(name), meaning, "higher", "diversity", NUM_NEIGHBOURS + 2, of_features=True)
+
+
+def property_metrics(grid: Sequence[int], hu_window: Sequence[float], seam_strides: Sequence[int]) -> list[SetMetric]:
+    """Numbers of one set, to be read beside those of the real volumes, in the order of the report."""
+    metrics = [
+        SetMetric("grain (HU)", _grain, "median that a 3x3x3 mean takes out of soft tissue", "real", "appearance")
+    ]
+    metrics += [
+        SetMetric(
+            f"seams, stride {stride}",
+            _seams(grid, stride),
+            "gradient across patch borders over that inside",
+            "real",
+            "appearance",
+        )
+        for stride in seam_strides
+    ]
+    metrics += [
+        SetMetric(f"{band} (% of voxels)", _band_share(band, hu_window[0]), _hu(band), "real", "HU bands")
+        for band in _bands_in(hu_window)
+    ]
+    return metrics + [
+        SetMetric(name, _anatomy(index), "by thresholds, mean over volumes", "real", "anatomy")
+        for index, name in enumerate(ANATOMY_NAMES)
+    ]
+
+
+def _bands_in(hu_window: Sequence[float]) -> list[str]:
+    return [name for name, (low, high) in HU_BANDS.items() if hu_window[0] <= low and high <= hu_window[1]]
+
+
+def _hu(band: str) -> str:
+    return "{:g} to {:g} HU".format(*HU_BANDS[band]).replace("-", "−")

@@ -1,0 +1,214 @@
+"""The sets of volumes to compare: where they are, that they are comparable, and the grid they are compared on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence, Union
+
+import nibabel as nib
+import numpy as np
+
+from ..data import ct_datalist, phantom, phantom_shapes
+from ..data.intensity import PAPER_COMPAT
+from ..data.transforms import three
+from ..networks import sha256_of
+
+FIRST_REFERENCE_PHANTOM = 2_000_000  # seeds that no training or validation set has
+
+
+@dataclass
+class VolumeSet:
+    """Volumes that are measured together.
+
+    Attributes:
+        name: in tables; 'real', 'training', or that of a generator.
+        items: {'image': path of a file or DICOM folder, or seed of a phantom}, and 'series' for DICOM.
+        folder: they come from; None for phantoms.
+        paper_compat: whether they are scaled per volume as in the published pipelines, and so are not in HU.
+        hashes: sha256 of each volume's files, filled in by `hash_volumes`.
+    """
+
+    name: str
+    items: list[dict[str, Any]]
+    folder: Optional[Path] = None
+    paper_compat: bool = False
+    hashes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole set, whatever the order and names of its files."""
+        return hashlib.sha256("".join(sorted(self.hashes)).encode()).hexdigest()
+
+    def label(self, index: int) -> str:
+        """Name of a volume for people: its path in the folder, or its seed."""
+        image = self.items[index]["image"]
+        if isinstance(image, int):
+            return f"phantom {image}"
+        path = Path(image)  # a dataset.json may name files elsewhere
+        return str(path.relative_to(self.folder)) if self.folder and path.is_relative_to(self.folder) else path.name
+
+
+def real_set(
+    real_dir: Optional[str], section: str = "all", num_phantoms: int = 64, max_volumes: Optional[int] = None
+) -> VolumeSet:
+    """The real volumes.
+
+    Args:
+        real_dir: prepared data set or any folder that `ct_datalist` reads; None for phantoms that no training set has.
+        section: 'training' or 'validation' of the data set, or 'all'.
+        num_phantoms: number of phantoms where real_dir is None.
+        max_volumes: at most so many, evenly spaced in the list.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if real_dir is None:
+        seeds = range(FIRST_REFERENCE_PHANTOM, FIRST_REFERENCE_PHANTOM + num_phantoms)
+        return VolumeSet("real", [{"image": seed} for seed in seeds])
+    if section not in ("all", "training", "validation"):
+        raise ValueError(f"real_section must be all, training or validation, not {section}")
+    lists = ct_datalist(real_dir)
+    items = lists["training"] + lists["validation"] if section == "all" else lists[section]
+    items = list({(item["image"], item.get("series")): item for item in items}.values())
+    return VolumeSet("real", _at_most(items, max_volumes), Path(real_dir), _is_paper_compat(Path(real_dir)))
+
+
+def generated_sets(
+    generated_dir: Optional[str], generated_dirs: Optional[Mapping[str, str]], max_volumes: Optional[int] = None
+) -> list[VolumeSet]:
+    """The generated volumes: one folder of NIfTI, or several with a name each.
+
+    Raises:
+        ValueError: in one line.
+    """
+    folders = dict(generated_dirs or {})
+    if generated_dir is not None:
+        folders = {"generated": generated_dir, **folders}
+    if not folders:
+        raise ValueError("generated_dir is not given: name a folder of generated NIfTI")
+    return [_generated_set(name, Path(folder), max_volumes) for name, folder in folders.items()]
+
+
+def _generated_set(name: str, folder: Path, max_volumes: Optional[int]) -> VolumeSet:
+    if name in ("real", "training"):
+        raise ValueError(f"generated_dirs: {name} is the name of another set; choose another one")
+    if not folder.is_dir():
+        raise ValueError(f"generated_dir {folder} is no folder")
+    paths = [path for path in sorted(folder.rglob("*")) if path.name.endswith((".nii", ".nii.gz")) and path.is_file()]
+    if not paths:
+        raise ValueError(f"generated_dir {folder} holds no NIfTI file")
+    scaled = _is_paper_compat(folder)
+    items = [{"image": str(path), **({"intensity": PAPER_COMPAT} if scaled else {})} for path in paths]
+    return VolumeSet(name, _at_most(items, max_volumes), folder, scaled)
+
+
+def _at_most(items: list[dict[str, Any]], count: Optional[int]) -> list[dict[str, Any]]:
+    if count is None or len(items) <= count:
+        return items
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, count)]
+
+
+def _is_paper_compat(folder: Path) -> bool:
+    """Whether dataset.json or a volume's JSON says that HU were scaled away, volume by volume."""
+    for path in (folder / "dataset.json", *sorted(folder.glob("*.json"))[:1]):
+        try:
+            if json.loads(path.read_text()).get("intensity") == PAPER_COMPAT:
+                return True
+        except (OSError, ValueError, AttributeError):
+            continue
+    return False
+
+
+def check_sets(sets: Sequence[VolumeSet]) -> None:
+    """Raises a ValueError in one line where sets must not be compared."""
+    for index, one in enumerate(sets):
+        for other in sets[index + 1 :]:
+            if one.folder and other.folder and _nested(one.folder, other.folder):
+                if {one.name, other.name} != {"real", "training"}:
+                    raise ValueError(f"{one.name} and {other.name} share files: {one.folder} and {other.folder}")
+            if one.paper_compat != other.paper_compat:
+                scaled, plain = (one, other) if one.paper_compat else (other, one)
+                raise ValueError(
+                    f"{scaled.name} is paper_compat data (scaled per volume, no HU) and {plain.name} is not: "
+                    "they are never mixed in one number"
+                )
+
+
+def _nested(a: Path, b: Path) -> bool:
+    a, b = a.resolve(), b.resolve()
+    return a == b or a in b.parents or b in a.parents
+
+
+def common_grid(
+    sets: Sequence[VolumeSet],
+    grid: Optional[Sequence[int]] = None,
+    field_of_view_mm: Union[float, Sequence[float], None] = None,
+) -> dict[str, list]:
+    """The grid that all volumes are brought to: the given one, or that of the generated volumes.
+
+    Args:
+        sets: the generated ones.
+        grid: voxels along each axis.
+        field_of_view_mm: size along each axis, or of all axes.
+
+    Returns:
+        {'grid': [X, Y, Z], 'field_of_view_mm': [x, y, z]}.
+
+    Raises:
+        ValueError: in one line, when the generated volumes have several grids and none is given.
+    """
+    if (grid is None) != (field_of_view_mm is None):
+        raise ValueError("grid and field_of_view_mm go together: give both, or none")
+    if grid is not None and field_of_view_mm is not None:
+        return {"grid": [int(side) for side in three(grid)], "field_of_view_mm": three(field_of_view_mm)}
+    first: Optional[tuple[str, list[int], list[float]]] = None
+    for item in (item for one in sets for item in one.items):
+        shape, size = _geometry(item["image"])
+        if first is None:
+            first = (item["image"], shape, size)
+        elif shape != first[1] or not np.allclose(size, first[2], rtol=1e-3):
+            raise ValueError(
+                f"{item['image']} has a grid of {shape} over {_mm(size)} mm, {first[0]} one of {first[1]} over "
+                f"{_mm(first[2])} mm: give --grid and --field_of_view_mm to bring all to one"
+            )
+    assert first is not None
+    return {"grid": first[1], "field_of_view_mm": first[2]}
+
+
+def _geometry(path: str) -> tuple[list[int], list[float]]:
+    """Voxels and size in mm along x, y, z of a NIfTI, from its header."""
+    try:
+        image = nib.Nifti1Image.from_filename(path)
+    except Exception:  # nibabel raises whatever it likes on a broken file
+        raise ValueError(f"{path} cannot be read as a volume; remove it or make it again") from None
+    if len(image.shape) != 3:
+        raise ValueError(f"{path} is not one 3D volume: its shape is {image.shape}")
+    order = np.argsort(nib.io_orientation(image.affine)[:, 0])
+    sizes = nib.affines.voxel_sizes(image.affine) * image.shape
+    return [image.shape[axis] for axis in order], [round(float(sizes[axis]), 4) for axis in order]
+
+
+def _mm(size: Sequence[float]) -> str:
+    return " x ".join(f"{side:g}" for side in size)
+
+
+def hash_volumes(sets: Sequence[VolumeSet]) -> None:
+    """Fills in the hash of each volume: of its file or files, or for a phantom of the code that draws it."""
+    code = "".join(sha256_of(str(module.__file__)) for module in (phantom, phantom_shapes))
+
+    def content_hash(item: dict[str, Any]) -> str:
+        if isinstance(item["image"], int):
+            return hashlib.sha256(f"{code} {item['image']}".encode()).hexdigest()
+        parts = [sha256_of(file) for file in (item["series"].files if "series" in item else [item["image"]])]
+        return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        for one in sets:
+            one.hashes = list(pool.map(content_hash, one.items))

@@ -1,0 +1,96 @@
+"""The network that turns volumes into feature vectors: Med3D's ResNet-50, as the paper's FID and MMD use it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Optional, Sequence
+
+import torch
+from monai.networks.nets import resnet50
+from torch import Tensor, nn
+
+from ..inferers.inferer import has_fast_bf16
+from ..networks.checkpoint import load_strictly, load_tensors
+
+NUM_FEATURES = 2048
+RANDOM_SEED = 0
+MEDICALNET: dict[str, Any] = {"spatial_dims": 3, "n_input_channels": 1, "feed_forward": False, "shortcut_type": "B"}
+
+
+class FeatureExtractor(nn.Module):
+    """Volumes (B, 1, X, Y, Z) in HU to features (B, 2048): ResNet-50 and global average pooling.
+
+    HU of the window go to [0, 1], the scale of the paper's preprocessed data, and nothing else is normalised.
+
+    Args:
+        feature_weights: file of Med3D's weights (resnet_50_23dataset.pth of MedicalNet); 'hub' to fetch it from the
+            Hugging Face hub; None for a fixed random network.
+        hu_window: HU of 0 and 1.
+        bf16: False for float32; None for what the device is faster with.
+
+    Raises:
+        ValueError: in one line, when the file is missing or of another network, or the hub cannot be reached.
+    """
+
+    def __init__(
+        self,
+        feature_weights: Optional[str],
+        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        bf16: Optional[bool] = None,
+    ) -> None:
+        super().__init__()
+        self.hu_min, self.hu_max = hu_window
+        self.bf16 = bf16
+        self.is_random = feature_weights is None
+        self.network = _medicalnet(feature_weights)
+        self.requires_grad_(False).eval()
+        self.sha256 = _state_hash(self.network)
+
+    @property
+    def label(self) -> str:
+        """What every number carries that is made from these features."""
+        return "random features" if self.is_random else f"Med3D ResNet-50 {self.sha256[:12]}"
+
+    @property
+    def preprocessing(self) -> str:
+        """How volumes reach the network, in a sentence."""
+        return f"For the features, {self.hu_min:g} to {self.hu_max:g} HU become 0 to 1, with no other normalisation."
+
+    def uses_bf16(self, device: torch.device) -> bool:
+        return has_fast_bf16(device) if self.bf16 is None else self.bf16
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        x = ((volumes - self.hu_min) / (self.hu_max - self.hu_min)).clamp(0, 1)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.uses_bf16(x.device)):
+            return self.network(x).float()
+
+
+def _medicalnet(feature_weights: Optional[str]) -> nn.Module:
+    if feature_weights == "hub":
+        return _from_hub()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        network = resnet50(bias_downsample=False, **MEDICALNET)
+    if feature_weights is not None:
+        state = load_tensors(feature_weights)
+        state = state.get("state_dict", state)
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+        load_strictly(network, state, feature_weights)
+    return network
+
+
+def _from_hub() -> nn.Module:
+    try:
+        return resnet50(pretrained=True, bias_downsample=False, **MEDICALNET)
+    except Exception as error:  # whatever the hub's client raises, or that it is not installed
+        raise ValueError(
+            f"feature_weights hub: the weights cannot be fetched ({type(error).__name__}); download "
+            "resnet_50_23dataset.pth of MedicalNet and give its path"
+        ) from None
+
+
+def _state_hash(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,291 @@
+"""The evaluation as a user runs it, on tiny phantoms with random features."""
+
+import json
+import shutil
+import subprocess
+from functools import cache
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from test_bundle import assert_refused, run, run_process
+
+from scripts.data import chest_phantom
+from scripts.data.transforms import grid_affine
+from scripts.evaluation import Comparison, common_grid, volume_sets
+from scripts.evaluation.figures import Axis, dot_plot, line_plot
+from scripts.inferers import save_volume
+from scripts.networks import save_weights
+
+GRID, SIZE_MM = [32, 32, 32], [320.0] * 3
+QUICK = {"num_bootstrap": 20, "num_ms_ssim_pairs": 3, "num_slices": 1, "bf16": False}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def write(folder, name, volume, grid=GRID, affine=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    save_volume(volume.clip(-1000, 1000), grid_affine(grid, SIZE_MM) if affine is None else affine, folder / name)
+
+
+@cache
+def drawn(seed, grid):
+    return chest_phantom(seed, grid, SIZE_MM)
+
+
+def phantom(seed, grid=GRID):
+    return drawn(seed, tuple(grid)).copy()
+
+
+def evaluate(folder, **settings):
+    """Runs evaluate.yaml; returns what metrics.json says."""
+    run("run", ["evaluate"], **{**QUICK, "output_dir": folder, "device": "$torch.device('cpu')", **settings})
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Folders 'real' with 14 phantoms and 'generated' with 7 others, then copies of three of the real ones."""
+    folder = tmp_path_factory.mktemp("planted")
+    for seed in range(14):
+        write(folder / "real", f"patient{seed:02d}.nii.gz", phantom(seed))
+    for seed in range(7):
+        write(folder / "generated", f"new{seed}.nii.gz", phantom(1000 + seed))
+    noise = np.random.default_rng(0).normal(0, 15, GRID)
+    write(folder / "generated", "copy_exact.nii.gz", phantom(3))
+    write(folder / "generated", "copy_mirrored.nii.gz", phantom(5)[::-1])
+    write(folder / "generated", "copy_noised.nii.gz", phantom(8) + noise)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(planted):
+    return evaluate(planted / "report", real_dir=planted / "real", generated_dir=planted / "generated")
+
+
+def test_planted_copies_are_found_and_new_volumes_are_not(results, planted):
+    found = results["memorisation"]["generated"]
+    assert found["flagged_names"] == ["copy_exact.nii.gz", "copy_mirrored.nii.gz", "copy_noised.nii.gz"]
+    rows = found["flagged"]
+    # patients are listed in the order of a hash of their names: the report says who is near whom
+    assert [found["voxels"]["mirrored"][i] for i in rows] == [False, True, False]
+    page = (planted / "report" / "report.html").read_text(encoding="utf-8")
+    for copy, original in (("exact", "03.nii.gz"), ("mirrored", "05.nii.gz (mirrored)"), ("noised", "08.nii.gz")):
+        assert f"<td>copy_{copy}.nii.gz</td><td>patient{original}</td>" in page
+    assert found["training_flagged"] == 0 and found["num_training"] == 14
+
+
+def test_copies_are_searched_among_the_training_volumes_where_they_are_given(planted, tmp_path):
+    found = evaluate(
+        tmp_path,
+        training_dir=planted / "real",
+        generated_dir=planted / "generated",
+        num_phantoms=2,
+        cache_dir=planted / "report" / "cache",
+        metrics=["memorisation"],
+    )
+    assert found["memorisation"]["against"] == "training" and found["sets"]["training"]["num_volumes"] == 14
+    assert len(found["memorisation"]["generated"]["flagged"]) == 3
+    assert found["distances"] == {"generated": {}} and "nearest of training" in (tmp_path / "report.html").read_text()
+
+
+def test_a_training_set_of_copies_gives_a_note_and_no_numbers():
+    comparison = Comparison({}, 5, 0, torch.device("cpu"))
+    volumes = torch.rand(4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    generated = {"coarse": volumes, "features": volumes.flatten(1)}
+    training = {name: value[:1].expand(4, *value.shape[1:]) for name, value in generated.items()}
+    assert "copies of others" in comparison.memorisation(generated, training, 0.5)["note"]
+    assert "needs 3" in comparison.memorisation(generated, {n: v[:2] for n, v in generated.items()}, 0.5)["note"]
+    assert comparison.memorisation(generated, generated, 0.5)["flagged"] == [0, 1, 2, 3]
+
+
+def test_every_number_has_an_interval_and_a_floor(results):
+    assert results["sets"]["real"]["num_volumes"] == 14 and results["sets"]["generated"]["num_volumes"] == 10
+    for metric, estimate in results["distances"]["generated"].items():
+        assert estimate["low"] <= estimate["high"], metric
+        assert results["floor"]["distances"][metric]["value"] is not None or "needs" in str(
+            results["floor"]["distances"][metric]["note"]
+        )
+    assert results["features"]["label"] == "random features"
+    text = " ".join(results["warnings"])
+    assert "Random features" in text and "real (14)" in text and "FID has a bias" in text
+    assert results["properties"]["real"]["MS-SSIM"]["note"].startswith("3 pairs")
+
+
+def test_a_set_against_itself_is_at_no_distance(planted, tmp_path):
+    shutil.copytree(planted / "real", tmp_path / "copy")
+    shared = {"cache_dir": planted / "report" / "cache", "metrics": ["FID", "MMD", "HU", "log10", "coverage"]}
+    found = evaluate(tmp_path / "r", real_dir=planted / "real", generated_dir=tmp_path / "copy", **shared)
+    distances = found["distances"]["generated"]
+    for name in ("FID", "MMD", "HU-Wasserstein (HU)", "log10 spectrum error"):
+        assert abs(distances[name]["value"]) < 1e-4, name
+    assert distances["coverage"]["value"] == 1
+    assert found["sets"]["real"]["sha256"] == found["sets"]["generated"]["sha256"]
+    assert not list((tmp_path / "r").glob("cache/*"))  # nothing measured twice: the content is known
+
+
+def test_worse_volumes_score_worse(planted, tmp_path):
+    for seed in range(7):
+        blurred = phantom(1000 + seed)
+        for axis in (0, 1, 2, 0, 1, 2):
+            blurred = (np.roll(blurred, 1, axis) + blurred + np.roll(blurred, -1, axis)) / 3
+        write(tmp_path / "blurred", f"{seed}.nii.gz", blurred)
+        write(tmp_path / "good", f"{seed}.nii.gz", phantom(1000 + seed))
+    found = evaluate(
+        tmp_path / "r",
+        real_dir=planted / "real",
+        generated_dirs={"good": str(tmp_path / "good"), "blurred": str(tmp_path / "blurred")},
+        cache_dir=planted / "report" / "cache",
+        metrics=["FID", "MMD", "KID", "HU-Wasserstein (HU)", "log10", "precision"],
+    )
+    for name, good in found["distances"]["good"].items():
+        blurred = found["distances"]["blurred"][name]
+        assert (good["low"] > blurred["high"]) if name == "precision" else (good["high"] < blurred["low"]), name
+
+
+def test_the_report_needs_no_network_and_shows_the_numbers(results, planted):
+    page = (planted / "report" / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in page and "https://" not in page and "<script" not in page
+    assert page.count("<svg") == page.count("</svg>") >= 9 and page.count("data:image/png;base64,") == 3
+    assert "copy_mirrored.nii.gz" in page and "random features" in page
+    assert f"{results['sets']['real']['sha256']}" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_report_in_a_browser(results, planted, tmp_path):
+    page = (planted / "report" / "report.html").resolve()
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    text = subprocess.run(
+        [*command, "--dump-dom", f"file://{page}"], capture_output=True, text=True, timeout=120
+    ).stdout
+    assert text.count("<svg") >= 9 and "3 of 10 volumes flagged" in text
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_numbers(planted, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    settings = {"num_phantoms": 5, "field_of_view_mm": 320, "num_bootstrap": 5, "bf16": False}
+    settings.update(grid=[16, 16, 16], metrics=["FID", "HU", "lung", "memorisation"])
+    one = evaluate(tmp_path / "one", generated_dir=planted / "generated", **settings)
+    folders = {"generated_dir": planted / "generated", "output_dir": tmp_path / "two"}
+    process = run_process("run", ["evaluate", "multi_gpu"], tmp_path, launcher, **folders, **settings)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert process.stdout.count("generated (N = 10) against real") == 1  # rank 0 alone
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert one["distances"] == two["distances"] and one["properties"] == two["properties"]
+
+
+def test_a_sweep_samples_every_combination_once_and_compares_them(make_network, tmp_path):
+    settings = {
+        "stage": "model",
+        "process": {"name": "cosine_sine", "num_train_timesteps": 1000, "noise_std": 1.0},
+        "data": {"grid": [16, 16, 16], "field_of_view_mm": 320.0, "hu_window": [-1000.0, 1000.0]},
+    }
+    for seed, name in enumerate(("a", "b")):
+        save_weights(make_network(seed), tmp_path / f"{name}.pt", settings)
+    given = {
+        "checkpoints": {name: str(tmp_path / f"{name}.pt") for name in ("a", "b")},
+        "predictor_ratios": [1, 2],
+        "num_inference_steps": [2],
+        "num_samples": 2,
+        "metrics": ["FID", "HU-Wasserstein (HU)"],
+        "num_phantoms": 3,
+        "output_dir": tmp_path / "r",
+        **QUICK,
+    }
+    run("run", ["evaluate", "sampling_sweep"], **given)
+    found = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert list(found["distances"]) == ["a, p = 1", "a, p = 2", "b, p = 1", "b, p = 2"]
+    first = tmp_path / "r" / "samples" / "a_p1_steps2" / "seed_000000.nii.gz"
+    written = first.stat().st_mtime_ns
+    run("run", ["evaluate", "sampling_sweep"], **given)
+    assert first.stat().st_mtime_ns == written
+
+
+def test_one_volume_says_which_metrics_need_more(planted, tmp_path):
+    write(tmp_path / "one", "a.nii.gz", phantom(77))
+    shared = {"cache_dir": planted / "report" / "cache", "real_dir": planted / "real"}
+    found = evaluate(tmp_path / "r", generated_dir=tmp_path / "one", **shared)
+    distances = found["distances"]["generated"]
+    assert distances["FID"]["value"] is None and "needs 2 volumes in each set, there is 1" in distances["FID"]["note"]
+    assert "needs 7" in distances["recall"]["note"]
+    assert distances["HU-Wasserstein (HU)"]["value"] > 0 and distances["HU-Wasserstein (HU)"]["low"] is None
+    assert "needs 2 volumes" in found["properties"]["generated"]["MS-SSIM"]["note"]
+
+
+def test_real_volumes_of_another_grid_are_brought_to_the_generated_one(planted, tmp_path):
+    """CT as scanners write it: other size, spacing, orientation; smaller than the field of view is told."""
+    for seed in range(2):
+        affine = np.diag([-5.0, -5.0, 5.0, 1.0])
+        write(tmp_path / "ct", f"{seed}.nii.gz", phantom(seed, [64] * 3)[::-1, ::-1, 8:56], affine=affine)
+    write(tmp_path / "made", "0.nii.gz", phantom(0))
+    found = evaluate(tmp_path / "r", real_dir=tmp_path / "ct", generated_dir=tmp_path / "made", metrics=["HU", "lung"])
+    assert found["settings"]["grid"] == GRID and found["settings"]["field_of_view_mm"] == SIZE_MM
+    assert any("2 volumes of real are smaller than the field of view" in warning for warning in found["warnings"])
+    lungs = [found["properties"][name]["lung volume (l)"]["value"] for name in ("real", "generated")]
+    assert lungs[0] == pytest.approx(lungs[1], rel=0.15)
+
+
+def test_common_grid_of_another_orientation(tmp_path):
+    write(tmp_path / "g", "a.nii.gz", phantom(0, [16, 20, 24]), [16, 20, 24])
+    image = nib.load(tmp_path / "g" / "a.nii.gz")
+    turned = image.as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(image.affine), [[2, 1], [0, -1], [1, 1]])
+    )
+    nib.save(turned, tmp_path / "g" / "b.nii.gz")
+    sets = volume_sets(None, str(tmp_path / "g"), num_phantoms=2)
+    assert common_grid([sets["generated"]]) == {"grid": [16, 20, 24], "field_of_view_mm": SIZE_MM}
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts"),
+    [
+        ({}, ["generated_dir is not given"]),
+        ({"generated_dir": "missing"}, ["generated_dir missing is no folder"]),
+        ({"generated_dir": "empty"}, ["empty holds no NIfTI"]),
+        ({"generated_dir": "good", "real_dir": "good"}, ["real and generated share files"]),
+        ({"generated_dir": "good", "real_dir": "empty"}, ["empty holds no NIfTI"]),
+        ({"generated_dirs": {"real": "good"}}, ["real is the name of another set"]),
+        ({"generated_dir": "good", "metrics": ["FVD"]}, ["FVD is unknown", "FID"]),
+        ({"generated_dir": "mixed"}, ["b.nii.gz", "[16, 16, 16]", "--grid"]),
+        ({"generated_dir": "good", "grid": [16, 16, 16]}, ["grid and field_of_view_mm go together"]),
+        ({"generated_dir": "normalised"}, ["a.nii.gz is not a chest CT in HU"]),
+        ({"generated_dir": "nan"}, ["a.nii.gz has voxels that are not numbers"]),
+        ({"generated_dir": "constant"}, ["a.nii.gz is not a chest CT in HU"]),
+        ({"generated_dir": "compat"}, ["paper_compat", "never mixed"]),
+        ({"generated_dir": "good", "feature_weights": "missing.pth"}, ["missing.pth"]),
+        ({"generated_dir": "good", "output_dir": "/proc/nowhere"}, ["/proc/nowhere", "not writable"]),
+        ({"generated_dir": "good", "real_section": "test"}, ["real_section must be"]),
+    ],
+)
+def test_bad_input(tmp_path, monkeypatch, settings, facts):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "good", "a.nii.gz", phantom(0))
+    write(tmp_path / "mixed", "a.nii.gz", phantom(0))
+    write(tmp_path / "mixed", "b.nii.gz", phantom(1, [16] * 3), [16] * 3)
+    write(tmp_path / "compat", "a.nii.gz", phantom(0))
+    (tmp_path / "compat" / "a.json").write_text('{"intensity": "paper_compat"}')
+    for name, values in (("normalised", phantom(0) / 1000), ("nan", phantom(0) * np.nan), ("constant", 0 * phantom(0))):
+        (tmp_path / name).mkdir()
+        image = nib.Nifti1Image(values.astype(np.float32), grid_affine(GRID, SIZE_MM))
+        nib.save(image, tmp_path / name / "a.nii.gz")
+    given = {"output_dir": "r", "num_phantoms": 2, **QUICK, **settings}
+    if "real_dir" in settings and "output_dir" not in settings:
+        given["output_dir"] = "r"
+    if settings.get("real_section"):
+        given["real_dir"] = "mixed"
+    with assert_refused(*facts):
+        run("run", ["evaluate"], **given)
+
+
+def test_axis_ticks_are_round_and_inside():
+    assert Axis(0.0, 1.0, 0, 100).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert Axis(-37, 212, 0, 100).ticks() == [0, 50, 100, 150, 200]
+    assert Axis(2e-3, 3e2, 0, 100, log=True).ticks() == [0.01, 0.1, 1, 10, 100]
+    assert Axis(0, 10, 0, 100)(2.5) == 25 and Axis(1, 100, 0, 100, log=True)(10) == pytest.approx(50)
+
+
+def test_plots_survive_what_is_not_a_number():
+    assert "nan" not in dot_plot({"real": [1.0, float("nan")], "x & y": []}, "a < b", None)
+    assert "nan" not in line_plot({"real": (range(4), [0, 1, float("nan"), 2])}, "x", "y", log_y=True)

@@ -1,0 +1,316 @@
+"""Metrics against closed forms, identities and what is known of phantoms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.data import LABELS, chest_phantom
+from scripts.metrics import (
+    FeatureExtractor,
+    Moments,
+    anatomy_sizes,
+    bootstrap_weights,
+    cubic_kernel,
+    estimate,
+    fid,
+    frechet_distance,
+    gradient_profile,
+    hu_histogram,
+    median_bandwidth,
+    ms_ssim_metric,
+    ms_ssim_settings,
+    nearest_training_volumes,
+    neighbour_scores,
+    radial_power_spectrum,
+    random_halves,
+    random_pairs,
+    rbf_kernel,
+    seam_ratio,
+    soft_tissue_grain,
+    spectrum_error,
+    squared_mmd,
+    wasserstein_distance,
+)
+
+WINDOW = (-1000.0, 1000.0)
+
+
+def vectors(count, dimensions=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(dimensions, dimensions, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    return torch.randn(count, dimensions, generator=generator, dtype=torch.float64) @ mixing
+
+
+def moments_of(x, batches=1):
+    moments = Moments(x.shape[1])
+    for part in x.chunk(batches):
+        moments.update(part)
+    return moments
+
+
+def test_streaming_moments_are_those_of_the_whole_set():
+    x = vectors(101) + 1e4  # far from zero: sums of squares in float32 would cancel
+    moments = moments_of(x, batches=7)
+    assert moments.count == 101
+    assert torch.allclose(moments.mean, x.mean(0), rtol=1e-12)
+    assert torch.allclose(moments.covariance, x.T.cov(), rtol=1e-9)
+
+
+def test_frechet_distance_of_known_gaussians():
+    eye = torch.eye(3, dtype=torch.float64)
+    mean = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64)
+    assert frechet_distance(mean, eye, mean, eye) == pytest.approx(0, abs=1e-12)
+    assert frechet_distance(mean, eye, 0 * mean, eye) == pytest.approx(9)
+    assert frechet_distance(mean, 4 * eye, mean, 9 * eye) == pytest.approx(3 * (3 - 2) ** 2)
+    # covariances that do not commute: in 2D the trace of the root is sqrt(Tr AB + 2 sqrt(det AB))
+    a = torch.tensor([[2.0, 0.7], [0.7, 1.0]], dtype=torch.float64)
+    b = torch.tensor([[0.5, -0.3], [-0.3, 3.0]], dtype=torch.float64)
+    root = math.sqrt((a @ b).trace() + 2 * math.sqrt(torch.det(a @ b)))
+    assert frechet_distance(mean[:2], a, mean[:2], b) == pytest.approx(float(a.trace() + b.trace()) - 2 * root)
+
+
+def test_weighted_moments_count_vectors():
+    x, weights = vectors(6), torch.tensor([2.0, 0, 1, 1, 0, 3], dtype=torch.float64)
+    moments = Moments(8)
+    moments.update(x[:2], weights[:2])
+    moments.update(x[2:], weights[2:])
+    repeated = x.repeat_interleave(weights.long(), 0)
+    assert moments.count == 7 and torch.allclose(moments.mean, repeated.mean(0))
+    assert torch.allclose(moments.covariance, repeated.T.cov())
+
+
+def test_fid_of_many_and_of_few_vectors_are_one_number():
+    a, b = vectors(50, seed=1), vectors(60, seed=2) * 1.3 + 0.5  # more vectors than features, so by covariances
+    padded = [torch.cat([x, torch.zeros(len(x), 60)], 1) for x in (a, b)]  # fewer than features, so by vectors
+    weights = bootstrap_weights(50, 3, 0), bootstrap_weights(60, 3, 1)
+    assert torch.allclose(fid(a, b, *weights), fid(*padded, *weights), rtol=1e-8)
+
+
+@pytest.mark.parametrize("count", [200, 5])  # 5 vectors of 8 features: singular covariances
+def test_fid_is_the_frechet_distance_of_the_moments(count):
+    a, b = vectors(count, seed=1), vectors(count + 2, seed=2) * 1.3 + 0.5
+    ma, mb = moments_of(a), moments_of(b)
+    expected = frechet_distance(ma.mean, ma.covariance, mb.mean, mb.covariance)
+    assert float(fid(a, b)) == pytest.approx(expected, rel=1e-6)
+    assert float(fid(b, a)) == pytest.approx(expected, rel=1e-6)
+    assert float(fid(a, a)) == pytest.approx(0, abs=1e-9)
+    # weights count vectors: 2, 0, 1, 1 ... is the set with the first one twice and without the second
+    weights = torch.ones(1, count)
+    weights[0, :2] = torch.tensor([2.0, 0.0])
+    repeated = torch.cat([a[:1], a[:1], a[2:]])
+    assert float(fid(a, b, weights)) == pytest.approx(float(fid(repeated, b)), rel=1e-9)
+
+
+def test_fid_agrees_with_monai():
+    pytest.importorskip("scipy", reason="MONAI's FID takes SciPy's matrix root")
+    from monai.metrics import FIDMetric
+
+    a, b = vectors(300, seed=1), vectors(200, seed=2) * 1.3 + 0.5
+    assert float(fid(a, b)) == pytest.approx(float(FIDMetric()(a, b)), rel=1e-6)
+
+
+def test_mmd_is_the_sum_over_pairs(monkeypatch):
+    monkeypatch.setattr("scripts.metrics.distribution.BLOCK", 7)
+    a, b = vectors(20, seed=1), vectors(17, seed=2) + 1
+    for kernel in (rbf_kernel(0.05), cubic_kernel):
+        k = [[float(kernel(x[None], y[None])) for x in torch.cat([a, b])] for y in torch.cat([a, b])]
+        k = np.array(k)
+        aa, bb, ab = k[:20, :20], k[20:, 20:], k[:20, 20:]
+        biased = aa.mean() + bb.mean() - 2 * ab.mean()
+        unbiased = (aa.sum() - aa.trace()) / 380 + (bb.sum() - bb.trace()) / 272 - 2 * ab.mean()
+        assert float(squared_mmd(a, b, kernel, unbiased=False)) == pytest.approx(biased, rel=1e-9)
+        assert float(squared_mmd(a, b, kernel)) == pytest.approx(unbiased, rel=1e-9)
+    assert float(squared_mmd(a, a, rbf_kernel(0.05), unbiased=False)) == pytest.approx(0, abs=1e-12)
+
+
+def test_unbiased_mmd_is_zero_on_average_and_the_biased_one_is_not():
+    values = {True: [], False: []}
+    for seed in range(60):
+        a, b = vectors(10, seed=2 * seed), vectors(10, seed=2 * seed + 1)
+        for unbiased in values:
+            values[unbiased].append(float(squared_mmd(a, b, rbf_kernel(0.02), unbiased=unbiased)))
+    error = np.std(values[True]) / math.sqrt(60)
+    assert abs(np.mean(values[True])) < 3 * error < np.mean(values[False])
+
+
+def test_mmd_of_gaussians_far_apart_in_one_dimension():
+    """E k = 1 / sqrt(1 + 4 gamma) exp(-gamma d^2 / (1 + 4 gamma)) for N(0, 1) and N(d, 1)."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3000, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    a, b = ((x - x.mean()) / x.std() for x in (a, b))
+    gamma, shift = 0.3, 1.5
+    root = math.sqrt(1 + 4 * gamma)
+    expected = 2 / root * (1 - math.exp(-gamma * shift**2 / (1 + 4 * gamma)))
+    assert float(squared_mmd(a, b + shift, rbf_kernel(gamma))) == pytest.approx(expected, rel=0.02)
+    distances = (a - a.T).square()
+    assert median_bandwidth(a[:1000]) == pytest.approx(1 / (2 * float(distances[:1000, :1000].median())))
+
+
+def test_bootstrap_interval_covers_the_mean_of_a_gaussian():
+    hits = 0
+    for seed in range(200):
+        x = torch.randn(40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        weights = bootstrap_weights(40, 200, seed)
+        found = estimate((weights @ x) / weights.sum(1))
+        assert found.value == pytest.approx(float(x.mean()))
+        hits += found.low < 0 < found.high
+    assert 0.88 < hits / 200 < 0.98  # 95 %, less a little as is known of the percentile interval
+
+
+def test_bootstrap_weights_and_halves():
+    weights = bootstrap_weights(7, 50, 3)
+    assert weights.shape == (51, 7) and torch.equal(weights[0], torch.ones(7, dtype=torch.float64))
+    assert torch.equal(weights.sum(1), torch.full((51,), 7.0, dtype=torch.float64))
+    assert not torch.equal(weights[1], weights[2])
+    for a, b in random_halves(7, 3, 0):
+        assert len(a) == len(b) == 3 and not set(a.tolist()) & set(b.tolist())
+
+
+def test_neighbour_scores():
+    real = vectors(60, 2, seed=1)
+    same = neighbour_scores(real, real, 5)
+    assert all(float(score.mean()) == 1 for name, score in same.items() if name != "density")
+    far = neighbour_scores(real + 1000, real, 5)
+    assert all(float(score.mean()) == 0 for score in far.values())
+    collapsed = neighbour_scores(real[:7].repeat(8, 1) + 1e-3 * vectors(56, 2, seed=3), real, 5)
+    assert float(collapsed["precision"].mean()) > 0.9
+    assert float(collapsed["coverage"].mean()) < 0.7 and float(collapsed["recall"].mean()) < 0.4
+    other = neighbour_scores(vectors(500, 2, seed=4), vectors(500, 2, seed=5), 5)
+    assert float(other["density"].mean()) == pytest.approx(1, abs=0.15)  # 1 for equal distributions (Naeem et al.)
+
+
+def test_nearest_training_volumes_finds_copies_and_mirrored_ones():
+    training, fresh = vectors(40, 30, seed=1), vectors(5, 30, seed=2)
+    mirrored = training.flip(1)
+    generated = torch.cat([training[3:4], mirrored[7:8], fresh])
+    found = nearest_training_volumes(generated, training, mirrored)
+    assert found.index[:2].tolist() == [3, 7] and found.flipped[:2].tolist() == [False, True]
+    assert (found.ratio[:2] < 1e-6).all() and (found.ratio[2:] > 0.5).all()
+    assert float(found.training_ratio.median()) == pytest.approx(1)
+    with pytest.raises(ValueError, match="copies of others"):
+        nearest_training_volumes(generated, training[:1].repeat(9, 1), training[:1].repeat(9, 1))
+
+
+def test_wasserstein_distance_in_hu():
+    volume = torch.linspace(-500, 500, 1000).reshape(10, 10, 10)
+    a, b = hu_histogram(volume, WINDOW), hu_histogram(volume + 30, WINDOW)
+    assert a.shape == (2001,) and int(a.sum()) == 1000
+    assert float(wasserstein_distance(a, b)) == pytest.approx(30, abs=1e-9)
+    assert float(wasserstein_distance(a, 5 * a)) == 0  # the number of voxels does not matter
+    quantiles = np.abs(np.sort(volume.numpy().ravel()) - np.sort((volume.numpy() ** 2 / 500).ravel())).mean()
+    assert float(wasserstein_distance(a, hu_histogram(volume**2 / 500, WINDOW))) == pytest.approx(quantiles, abs=1)
+
+
+def test_radial_power_spectrum():
+    x = torch.arange(16).double()
+    wave = (2 * math.pi * 3 * x / 16).cos()[:, None, None].expand(16, 16, 16)
+    power = radial_power_spectrum(wave, [320.0] * 3)
+    assert int(power.argmax()) == 3
+    # the same wave in mm on a grid of half as many and twice as long voxels along z
+    other = radial_power_spectrum(wave[:, :, ::2], [320.0] * 3)
+    assert int(other.argmax()) == 3
+    # half as long along x, it has 6 cycles in the longest side
+    assert int(radial_power_spectrum(wave, [160.0, 320.0, 320.0]).argmax()) == 6
+    # Parseval: white noise of variance 4 has power 4 N in each shell
+    noise = 2 * torch.randn(24, 24, 24, generator=torch.Generator().manual_seed(0))
+    assert float(radial_power_spectrum(noise, [1.0] * 3)[5:].mean()) == pytest.approx(4 * 24**3, rel=0.05)
+    assert float(spectrum_error(power[None] * 100, power[None])) == pytest.approx(2)
+
+
+def test_grain_is_that_of_white_noise_in_soft_tissue():
+    noise = 10 * torch.randn(24, 24, 24, generator=torch.Generator().manual_seed(0))
+    expected = 0.6745 * 10 * math.sqrt(26 / 27)  # median |.| of a normal less the mean of 27
+    assert float(soft_tissue_grain(40 + noise)) == pytest.approx(expected, rel=0.03)
+    assert math.isnan(float(soft_tissue_grain(noise - 900)))
+
+
+def test_seams_are_found_at_their_stride_alone():
+    volume = torch.randn(24, 16, 16, generator=torch.Generator().manual_seed(0))
+    profile = gradient_profile(volume)
+    assert profile.shape == (23 + 15 + 15,)
+    assert float(seam_ratio(profile, volume.shape, 8)) == pytest.approx(1, abs=0.05)
+    steps = [(torch.arange(n) // 8 * 3.0) for n in volume.shape]
+    patched = volume + steps[0][:, None, None] + steps[1][:, None] + steps[2]
+    assert float(seam_ratio(gradient_profile(patched), volume.shape, 8)) > 2
+    assert float(seam_ratio(gradient_profile(patched), volume.shape, 5)) < 1
+    assert math.isnan(float(seam_ratio(profile, volume.shape, 24)))
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_anatomy_sizes_agree_with_the_label_map(seed):
+    volume, labels = chest_phantom(seed, (64, 64, 64), return_labels=True)
+    lung_l = np.isin(labels, [LABELS["lung"], LABELS["airway"]]).sum() * 0.125 / 1000
+    lung, density, width, depth = anatomy_sizes(volume, [5.0] * 3)
+    assert lung == pytest.approx(lung_l, rel=0.07)
+    assert density == pytest.approx(volume[labels == LABELS["lung"]].mean(), abs=40)
+    body = (labels != LABELS["air"]) & (labels != LABELS["table"])
+    for axis, found in ((0, width), (1, depth)):
+        shadow = body.any(1 - axis)
+        true_cm = np.median([np.ptp(np.flatnonzero(line)) + 1 for line in shadow.T if line.any()]) * 0.5
+        assert found == pytest.approx(true_cm, abs=1.0)
+    assert np.isnan(anatomy_sizes(np.full((16, 16, 16), -1000.0), [20.0] * 3)[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("side", "scales", "kernel"), [(256, 5, 11), (128, 5, 7), (64, 5, 3), (32, 4, 3), (16, 3, 3), (8, 2, 3)]
+)
+def test_ms_ssim_fits_the_grid(side, scales, kernel):
+    weights, size = ms_ssim_settings([side, side, 2 * side])
+    assert (len(weights), size) == (scales, kernel) and sum(weights) == pytest.approx(1)
+    if side <= 32:
+        x = torch.rand(1, 1, side, side, side, generator=torch.Generator().manual_seed(0))
+        assert float(ms_ssim_metric([side] * 3)(x, x)) == pytest.approx(1, abs=1e-5)
+        assert float(ms_ssim_metric([side] * 3)(x, x.flip(2))) < 0.6
+
+
+def test_ms_ssim_of_a_grid_that_is_too_small(one_line):
+    with pytest.raises(ValueError) as raised:
+        ms_ssim_settings([4, 8, 8])
+    one_line(raised, "MS-SSIM", "[4, 8, 8]")
+
+
+def test_random_pairs_are_different_pairs_of_different_volumes():
+    pairs = random_pairs(6, 100, 0)
+    assert len(pairs) == len(set(pairs)) == 15 and all(i < j for i, j in pairs)
+    assert random_pairs(50, 10, 1) == random_pairs(50, 10, 1) != random_pairs(50, 10, 2)
+
+
+def test_random_features_are_fixed_and_say_so():
+    state = torch.random.get_rng_state()
+    first, second = FeatureExtractor(None, bf16=False), FeatureExtractor(None, bf16=False)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    x = torch.full((1, 1, 16, 16, 16), -300.0)
+    assert torch.equal(first(x), second(x)) and first.sha256 == second.sha256
+    assert first.label == "random features" and first(x).shape == (1, 2048)
+    assert torch.equal(first(x - 5000), first(torch.full_like(x, -1000.0)))  # clipped to the window
+
+
+def test_med3d_weights_from_a_file(tmp_path, one_line):
+    source = FeatureExtractor(None)
+    with torch.no_grad():
+        source.network.conv1.weight.mul_(0.5)
+    state = {f"module.{name}": value for name, value in source.network.state_dict().items()}
+    path = tmp_path / "resnet_50_23dataset.pth"
+    torch.save({"state_dict": state}, path)
+    loaded = FeatureExtractor(str(path), bf16=False)
+    assert torch.equal(loaded.network.conv1.weight, source.network.conv1.weight)
+    assert loaded.label.startswith("Med3D") and loaded.sha256 != FeatureExtractor(None).sha256
+    with pytest.raises(ValueError) as raised:
+        FeatureExtractor(str(tmp_path / "missing.pth"))
+    one_line(raised, "missing.pth")
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, path)
+    with pytest.raises(ValueError) as raised:
+        FeatureExtractor(str(path))
+    one_line(raised, path, "of another network")
+
+
+def test_the_hub_out_of_reach_is_one_line(monkeypatch, one_line):
+    def unreachable(**settings):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("scripts.metrics.features.resnet50", unreachable)
+    with pytest.raises(ValueError) as raised:
+        FeatureExtractor("hub")
+    one_line(raised, "feature_weights hub", "resnet_50_23dataset.pth")

@@ -1,0 +1,120 @@
+"""The W-score's critic against what it must do, and the config as a user runs it."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_bundle import assert_refused, run
+from test_evaluation import phantom, write
+
+from scripts.metrics.critic import CriticPairs, critic_losses, critic_network, gradient_penalty, held_out, w_scores
+
+GRID = [16, 16, 16]
+TINY = {"num_steps": 6, "batch_size": 2, "critic_channels": [4, 8], "num_seeds": 2, "lr": 1.0e-3}
+
+
+def test_gradient_penalty_of_a_linear_critic():
+    weight = torch.full((1, 8 * 8 * 8), 3.0) / math.sqrt(512)  # gradient of length 3 everywhere
+    real, fake = torch.randn(4, 1, 8, 8, 8), torch.randn(4, 1, 8, 8, 8)
+
+    def critic(x):
+        return x.flatten(1) @ weight.T
+
+    mix = torch.rand(4)
+    assert float(gradient_penalty(critic, real, fake, mix)) == pytest.approx(4, rel=1e-5)
+    losses = critic_losses(critic, real, fake, mix, 10.0)
+    expected = float((critic(real) - critic(fake)).mean())
+    assert float(losses["distance"]) == pytest.approx(expected, rel=1e-4)
+    assert float(losses["loss"]) == pytest.approx(40 - expected, rel=1e-4)
+
+
+def test_critic_is_seeded_scores_volumes_apart_and_halves_the_grid():
+    critic = critic_network(GRID, [4, 8, 16], 1)
+    x = torch.randn(3, 1, *GRID)
+    assert critic(x).shape == (3, 1)
+    assert torch.allclose(critic(x)[1:2], critic(x[1:2]), atol=1e-5)
+    assert torch.equal(critic(x), critic_network(GRID, [4, 8, 16], 1)(x))
+    assert critic.net(x).shape == (3, 16, 2, 2, 2)
+    with pytest.raises(ValueError, match="critic_channels"):
+        critic_network([8, 16, 16], [4] * 4, 0)
+
+
+def test_pairs_are_the_same_after_a_break_and_mix_all_generators():
+    volumes = [{"image": index} for index in range(30)]
+    whole = CriticPairs(volumes, range(10), [range(10, 12), range(12, 30)], 400, 0, seed=3).pairs
+    assert CriticPairs(volumes, range(10), [range(10, 12), range(12, 30)], 400, 150, seed=3).pairs == whole[150:]
+    assert {real for real, _ in whole} == set(range(10)) and {fake for _, fake in whole} == set(range(10, 30))
+    assert 150 < sum(fake < 12 for _, fake in whole) < 250  # half, though it has 2 of 20 volumes
+
+
+def test_held_out_volumes():
+    hashes = [f"{i}" for i in range(20)] + ["3", "7"]
+    kept = held_out(hashes, 0.2)
+    assert sum(kept[:20]) == 4 and kept[20] == kept[3] and kept[21] == kept[7]
+    assert held_out(list(reversed(hashes)), 0.2) == list(reversed(kept))
+    assert sum(held_out(["a", "b"], 0.01)) == 1 == sum(held_out(["a", "b"], 0.99))
+
+
+def test_w_scores_of_known_distances():
+    scores = w_scores({"a": [1.0, 2.0], "b": [2.0, 8.0], "c": [-1.0, 1.0]}, "a")
+    assert scores["ratio"]["a"]["mean"] == 1 and scores["ratio"]["b"]["mean"] == 3
+    assert scores["ratio"]["b"]["std"] == pytest.approx(math.sqrt(2))
+    assert scores["log_ratio"]["b"]["a"]["mean"] == pytest.approx(math.log(2) * 1.5)
+    assert scores["log_ratio"]["a"]["b"]["mean"] == -scores["log_ratio"]["b"]["a"]["mean"]
+    assert scores["ratio"]["c"] is None and scores["distance"]["c"]["mean"] == 0
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wscore")
+    noise = np.random.default_rng(0).normal(0, 150, [8, *GRID])
+    for seed in range(8):
+        write(folder / "real", f"{seed}.nii.gz", phantom(seed, GRID), GRID)
+        write(folder / "near", f"{seed}.nii.gz", phantom(100 + seed, GRID), GRID)
+        write(folder / "far", f"{seed}.nii.gz", phantom(200 + seed, GRID) + noise[seed], GRID)
+    return folder
+
+
+def score(folders, output_dir, **settings):
+    given = {"real_dir": folders / "real", "device": "$torch.device('cpu')", "cache_gb": 0.1, **TINY, **settings}
+    given.setdefault("generated_dirs", {name: str(folders / name) for name in ("near", "far")})
+    run("run", ["evaluate", "wscore"], output_dir=output_dir, **given)
+    return json.loads((output_dir / "wscore.json").read_text())
+
+
+def test_the_nearer_generator_has_the_smaller_score(folders, tmp_path):
+    found = score(folders, tmp_path, num_steps=60, anchor="near", num_seeds=2)
+    assert found["num_volumes"]["real"] == {"training": 6, "held_out": 2}
+    for near, far in zip(found["per_seed"]["near"], found["per_seed"]["far"]):
+        assert far > 2 * abs(near) and far > 0
+
+
+def test_a_broken_run_continues_as_if_it_had_not_been_broken(folders, tmp_path, monkeypatch):
+    whole = score(folders, tmp_path / "whole", checkpoint_interval=2)
+    from scripts.evaluation.wscore import WScore
+
+    save = WScore._save
+
+    def break_off(self, critic, optimizer, seed, step):
+        save(self, critic, optimizer, seed, step)
+        if seed == 1 and step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(WScore, "_save", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        score(folders, tmp_path / "broken", checkpoint_interval=2)
+    monkeypatch.undo()
+    broken = score(folders, tmp_path / "broken", checkpoint_interval=2)
+    assert broken["per_seed"] == whole["per_seed"]
+    with assert_refused("critic_seed0.pt", "other volumes or settings"):
+        score(folders, tmp_path / "broken", checkpoint_interval=2, lr=1.0e-4)
+
+
+def test_bad_settings(folders, tmp_path):
+    with assert_refused("anchor must be one of near, far"):
+        score(folders, tmp_path, anchor="best")
+    write(tmp_path / "one", "a.nii.gz", phantom(1, GRID), GRID)
+    with assert_refused("generated has fewer than 2 different volumes"):
+        score(folders, tmp_path / "r", generated_dirs=None, generated_dir=tmp_path / "one")
