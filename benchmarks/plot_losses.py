@@ -1,13 +1,12 @@
-"""The validation loss of both stages as a picture. Run by hand:
+"""The losses of a training run, or of both stages side by side, as a picture. Run by hand:
 
-python benchmarks/plot_losses.py CKPT_DIR bundle/docs/loss.png
+python benchmarks/plot_losses.py bundle/docs/loss.png "stage 1=C/local_losses.csv" "stage 2=C/model_losses.csv"
 """
 
 from __future__ import annotations
 
 import csv
 import sys
-from pathlib import Path
 
 import matplotlib
 
@@ -16,18 +15,20 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 
 def main() -> None:
-    folder, path = Path(sys.argv[1]), sys.argv[2]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, constrained_layout=True)
-    for axis, name, title in zip(axes, ("local", "model"), ("stage 1: local denoiser", "stage 2: global residual")):
-        with open(folder / f"{name}_losses.csv") as file:
-            rows = [row for row in csv.DictReader(file)]
+    path, *runs = sys.argv[1:]
+    figure, axes = plt.subplots(
+        1, len(runs), figsize=(4.5 * len(runs), 3.2), sharey=True, squeeze=False, constrained_layout=True
+    )
+    for axis, (title, csv_path) in zip(axes[0], (run.split("=", 1) for run in runs)):
+        with open(csv_path) as file:
+            rows = list(csv.DictReader(file))
         for column, label in (("train_loss", "training"), ("val_loss", "validation, averaged weights")):
             points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
             axis.plot(*zip(*points), label=label, marker="." if column == "val_loss" else None)
         axis.set(title=title, xlabel="step", yscale="log")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("noise + signal error")
-    axes[1].legend()
+    axes[0, 0].set_ylabel("loss")
+    axes[0, -1].legend()
     figure.savefig(path, dpi=110)
 
 

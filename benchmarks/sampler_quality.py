@@ -67,7 +67,8 @@ def settings_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int, dict[
 
 def sample_and_measure(args: argparse.Namespace, folder: Path, calls: int, settings: dict[str, Any], reference) -> dict:
     """The numbers of one setting, from its folder where they are."""
-    sha256 = read_settings(args.ckpt_path)["sha256"]
+    weights = read_settings(args.ckpt_path)
+    sha256, fov = weights["sha256"], weights["data"]["field_of_view_mm"]
     path = folder / "metrics.json"
     if path.is_file():
         stored = json.loads(path.read_text())
@@ -78,7 +79,7 @@ def sample_and_measure(args: argparse.Namespace, folder: Path, calls: int, setti
         output_dir=str(folder), num_samples=args.num_samples, num_inference_steps=calls, batch_size=args.batch_size,
         **settings,
     )  # fmt: skip
-    metrics = measure(load_generated(folder)[: args.num_samples], reference())
+    metrics = measure(load_generated(folder)[: args.num_samples], reference(), fov)
     path.write_text(json.dumps({"weights_sha256": sha256, "num_samples": args.num_samples, "metrics": metrics}))
     return metrics
 
@@ -137,7 +138,7 @@ def main() -> None:
     path = args.work_dir / f"floor_{args.num_samples}_{args.num_phantoms}.json"
     if not path.is_file():
         others = phantoms(args.num_samples, data["grid"], data["field_of_view_mm"], FIRST_REFERENCE + 1000)
-        path.write_text(json.dumps(measure(others, reference())))
+        path.write_text(json.dumps(measure(others, reference(), data["field_of_view_mm"])))
     floor = json.loads(path.read_text())
     results: dict[str, dict[int, dict[str, float]]] = {}
     for name, asked, calls, settings in settings_of(args):
