@@ -34,8 +34,9 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "rk4": {"solver": "rk4"},
     "heun, p = 2": {"solver": "heun", "predictor_ratio": 2.0},
     "rk4, p = 2": {"solver": "rk4", "predictor_ratio": 2.0},
-    "multistep": {"solver": "multistep"},
+    "multistep": {"solver": "multistep", "predictor_ratio": 1.0},
     "multistep, p = 2": {"solver": "multistep", "predictor_ratio": 2.0},
+    "multistep, p = 3": {"solver": "multistep", "predictor_ratio": 3.0},
     "multistep, eta = 1": {"solver": "multistep", "eta": 1.0},
 }
 

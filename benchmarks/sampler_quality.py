@@ -41,13 +41,16 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "predictor_corrector p=2 quadratic": {
         "solver": "predictor_corrector", "predictor_ratio": 2.0, "spacing": "quadratic",
     },
+    "predictor_corrector p=3 quadratic": {
+        "solver": "predictor_corrector", "predictor_ratio": 3.0, "spacing": "quadratic",
+    },
     "adams_bashforth quadratic": {"solver": "adams_bashforth", "spacing": "quadratic"},
     "dpm_solver quadratic": {"solver": "dpm_solver", "spacing": "quadratic"},
     "heun quadratic": {"solver": "heun", "spacing": "quadratic"},
     "rk4 quadratic": {"solver": "rk4", "spacing": "quadratic"},
-    "multistep": {"solver": "multistep"},
+    "multistep": {"solver": "multistep", "predictor_ratio": 1.0},
     "multistep p=2": {"solver": "multistep", "predictor_ratio": 2.0},
-    "multistep quadratic": {"solver": "multistep", "spacing": "quadratic"},
+    "multistep quadratic": {"solver": "multistep", "predictor_ratio": 1.0, "spacing": "quadratic"},
     "multistep p=1.5 quadratic": {"solver": "multistep", "predictor_ratio": 1.5, "spacing": "quadratic"},
     "multistep p=2 quadratic": {"solver": "multistep", "predictor_ratio": 2.0, "spacing": "quadratic"},
     "multistep p=3 quadratic": {"solver": "multistep", "predictor_ratio": 3.0, "spacing": "quadratic"},
@@ -77,7 +80,7 @@ def sample_and_measure(args: argparse.Namespace, folder: Path, calls: int, setti
     run(
         "run", config_file=str(ROOT / "configs" / "inference.yaml"), logging_file=False, ckpt_path=str(args.ckpt_path),
         output_dir=str(folder), num_samples=args.num_samples, num_inference_steps=calls, batch_size=args.batch_size,
-        **settings,
+        **{"spacing": "uniform", **settings},
     )  # fmt: skip
     metrics = measure(load_generated(folder)[: args.num_samples], reference(), fov)
     path.write_text(json.dumps({"weights_sha256": sha256, "num_samples": args.num_samples, "metrics": metrics}))

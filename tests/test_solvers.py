@@ -90,7 +90,8 @@ def test_every_solver_ends_at_the_data(process, solver, noise_std, monkeypatch):
 )
 def test_order_of_convergence(process, solver, order, monkeypatch):
     """Twice the steps, 2^order times less error."""
-    errors = [abs(of_steps(process, solver, n, 0.5, monkeypatch, spacing="quadratic") - 0.5) for n in (20, 40)]
+    cold = {"predictor_ratio": 1, "spacing": "quadratic"}
+    errors = [abs(of_steps(process, solver, n, 0.5, monkeypatch, **cold) - 0.5) for n in (20, 40)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
 
 
@@ -129,7 +130,8 @@ def test_quadratic_spacing_keeps_fine_detail(monkeypatch):
         ("multistep", 0.37, 0.04),
     ):
         for spacing, lost in (("uniform", uniform), ("quadratic", quadratic)):
-            found = of_steps(CosineSineScheduler, solver, 20, 0.05, monkeypatch, spacing=spacing)
+            cold = {"predictor_ratio": 1, "spacing": spacing}
+            found = of_steps(CosineSineScheduler, solver, 20, 0.05, monkeypatch, **cold)
             assert 1 - found / 0.05 == pytest.approx(lost, abs=0.01)
 
 

@@ -51,7 +51,7 @@ class DiffusionProcess(Scheduler):
         noise_std: standard deviation of eps; 1.0 in the paper, 0.5 in the authors' first code.
         solver: one of `SOLVERS`.
         predictor_ratio: p of Algorithm 1, any real number from 1 on: u_pred = u - p (u - u'), at least 0. None is the
-            solver's own: 2 for 'predictor_corrector', otherwise 1, which is deterministic.
+            solver's own: 2 for 'predictor_corrector', 3 for 'multistep', otherwise 1, which is deterministic.
         eta: instead of p, the injected noise as a share of the ancestral sampler's, 0 to 1 (DDIM, Song et al. 2021).
         spacing: of the steps, one of `SPACINGS`.
         prediction: what is taken from the network's output; None is all of it.

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # is decided (docs/sampling.md).
 SPACINGS: dict[str, Callable[[float], float]] = {"uniform": lambda share: share, "quadratic": lambda share: share**2}
 
+# p of the solvers that are made to inject noise: the paper's best, and what was best in docs/sampling.md
+OWN_RATIOS = {"predictor_corrector": 2.0, "multistep": 3.0}
+
 
 @dataclass(frozen=True)
 class PathPoint:
@@ -115,5 +118,5 @@ def injected_noise(
     if not solver.takes_noise and ((predictor_ratio or 1) > 1 or (eta or 0) > 0):
         raise ValueError(f"the solver {name} cannot inject noise: set predictor_ratio 1, or use the solver multistep")
     if predictor_ratio is None and eta is None:
-        return (None, 0.0) if name == "ddim" else (2.0 if name == "predictor_corrector" else 1.0, None)
+        return (None, 0.0) if name == "ddim" else (OWN_RATIOS.get(name, 1.0), None)
     return predictor_ratio, eta
