@@ -13,8 +13,8 @@ from monai.engines import IterationEvents
 from monai.handlers import CheckpointLoader
 from torch import nn
 
+from ..networks.base import DenoisingNetwork
 from ..networks.checkpoint import load_tensors, save_weights
-from ..networks.prdit import PRDiT
 from .stages import latest_checkpoint
 
 
@@ -129,8 +129,8 @@ class TrainingCheckpoint:
         self,
         ckpt_dir: str,
         name: str,
-        network: PRDiT,
-        ema_network: PRDiT,
+        network: DenoisingNetwork,
+        ema_network: DenoisingNetwork,
         optimizer: torch.optim.Optimizer,
         evaluator: Engine,
         settings: dict,
