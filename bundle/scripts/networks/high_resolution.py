@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .base import DenoisingNetwork
-from .layers import token_grid
+from .layers import pad_volume, token_grid
 from .local_denoiser import LocalDenoiser
 from .prdit import PRDiT, build_prdit
 
@@ -43,6 +43,15 @@ def upsample_prediction(prediction: Tensor, factor: int) -> Tensor:
     """(noise, signal) of the low grid on the high one, (B, 2C, d, h, w) -> (B, 2C, d f, h f, w f) (section 3.4)."""
     noise, signal = prediction.chunk(2, dim=1)
     return torch.cat([upsample_nearest(noise, factor), upsample_trilinear(signal, factor)], dim=1)
+
+
+def cut_windows(x: Tensor, starts: Sequence[Sequence[int]], sides: Sequence[int]) -> Tensor:
+    """One window of each volume, (B, C, D, H, W) -> (B, C, *sides); starts are (B, 3)."""
+    pieces = []
+    for volume, start in zip(x, starts):
+        index = (slice(None), *(slice(first, first + side) for first, side in zip(start, sides)))
+        pieces.append(volume[index])
+    return torch.stack(pieces)
 
 
 class HighResolutionPRDiT(DenoisingNetwork):
@@ -110,6 +119,42 @@ class HighResolutionPRDiT(DenoisingNetwork):
         """The upsampled prediction of the backbone and what the refiner adds, each (B, 2C, D, H, W)."""
         upsampled = upsample_prediction(self.backbone(downsample_nearest(x, self.factor), timesteps), self.factor)
         return upsampled, self(x, timesteps) - upsampled
+
+    @torch.jit.unused
+    def forward_windows(
+        self, x: Tensor, timesteps: Tensor, starts: Sequence[Sequence[int]], sides: Sequence[int]
+    ) -> Tuple[Tensor, Tensor]:
+        """The prediction in one window of each volume, for training: the refiner needs no more than its patches.
+
+        The backbone sees whole volumes, without autograd where it is frozen.
+
+        Args:
+            x: noisy volumes, (B, C, D, H, W).
+            timesteps: (B,).
+            starts: (B, 3), multiples of the refiner's stride and of the factor.
+            sides: of the windows, likewise.
+
+        Returns:
+            As `forward` inside the windows (B, 2C, *sides), and the backbone's prediction there (B, 2C, *sides / f).
+        """
+        times, factor, halo = (
+            self._times(x, timesteps),
+            self.factor,
+            (self.refiner.patch_size - self.refiner.stride) // 2,
+        )
+        trained = any(parameter.requires_grad for parameter in self.backbone.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            low = self.backbone(downsample_nearest(x, factor), times)
+        padded = pad_volume(x, self.refiner.patch_size, self.refiner.stride).to(self.time.weight.dtype)
+        patches = cut_windows(padded, starts, [side + 2 * halo for side in sides])
+        raw = self.refiner(patches, self._time_features(times), padded=True).to(x.dtype)
+        # one voxel around the window, for interpolation; beyond the volume the border's value, as there
+        corners, inner = [[first // factor for first in start] for start in starts], [side // factor for side in sides]
+        low = cut_windows(F.pad(low, [1] * 6, mode="replicate"), corners, [side + 2 for side in inner])
+        f = factor
+        upsampled = upsample_prediction(low, f)[..., f:-f, f:-f, f:-f]
+        prediction = self.combine(cut_windows(x, starts, sides), times, upsampled, raw)
+        return prediction, low[..., 1:-1, 1:-1, 1:-1]
 
 
 def build_high_resolution(
