@@ -4,6 +4,7 @@
     python benchmarks/sampling.py --device cuda --batch 1 4 --compile
     python benchmarks/sampling.py --preset PRDiT-XS/1 --grid 16 --steps 2     # seconds; does the script work?
     python benchmarks/sampling.py --ckpt_path bundle/models/model.pt --grid 64
+    python benchmarks/sampling.py --factor 2 --grid 256 --chunk_tokens 4096   # a refiner on PRDiT-B/4 at 128^3
 
 Each row is a process of its own, so that its memory is its own. 'plain' is the eager network in MONAI's
 `DiffusionInferer.sample`; 'bundle' is what inference.yaml runs; 'compiled' the same through torch.compile. A variant is
@@ -31,7 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
 from scripts.inferers import SeedSampler, inference_network, peak_gb  # noqa: E402
 from scripts.inferers.inferer import has_fast_bf16  # noqa: E402
-from scripts.networks import PRDiT, build_prdit, network_from_checkpoint, prdit_preset  # noqa: E402
+from scripts.networks import (  # noqa: E402
+    DenoisingNetwork,
+    build_high_resolution,
+    build_network,
+    network_from_checkpoint,
+    preset_settings,
+)
 from scripts.schedulers import CosineSineScheduler  # noqa: E402
 
 VARIANTS = ("plain", "bundle", "compiled")
@@ -49,10 +56,10 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def forward_flop(network: PRDiT, grid: int, batch: int) -> float:
+def forward_flop(network: DenoisingNetwork, grid: int, batch: int) -> float:
     """Floating-point operations of one call, counted on tensors without memory."""
     with torch.device("meta"):
-        twin = build_prdit(**network.settings).eval()
+        twin = build_network(**network.settings).eval()
         x = torch.empty(batch, network.settings["in_channels"], grid, grid, grid)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(x, torch.empty(1, device="meta"))
@@ -72,7 +79,7 @@ def product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     return 2 * size**3 / best
 
 
-def run_steps(variant: str, network: PRDiT, grid: int, batch: int, steps: int, device: torch.device) -> None:
+def run_steps(variant: str, network: DenoisingNetwork, grid: int, batch: int, steps: int, device: torch.device) -> None:
     """All steps of `batch` volumes, with the scheduler's injected noise."""
     scheduler = CosineSineScheduler(predictor_ratio=2.0)
     channels = network.settings["in_channels"]
@@ -86,16 +93,23 @@ def run_steps(variant: str, network: PRDiT, grid: int, batch: int, steps: int, d
         DiffusionInferer(scheduler).sample(noise, network, verbose=False)
 
 
+def make_network(args: argparse.Namespace) -> DenoisingNetwork:
+    """The network of the weights or of the preset; with a factor, a refiner on top of the preset."""
+    if args.ckpt_path:
+        return network_from_checkpoint(args.ckpt_path, chunk_tokens=args.chunk_tokens)
+    settings = preset_settings(args.preset, chunk_tokens=args.chunk_tokens)
+    if args.factor == 1:
+        return build_network(**settings)
+    return build_high_resolution(settings, args.factor, chunk_tokens=args.chunk_tokens)
+
+
 def measure(args: argparse.Namespace, grid: int, batch: int, variant: str) -> dict[str, Any]:
     """One row, in this process."""
     device, bf16 = torch.device(args.device), has_fast_bf16(torch.device(args.device))
     torch.randn(8, 8, device=device) @ torch.randn(8, 8, device=device)
     before = memory_gb(device)
     torch.manual_seed(0)
-    chunks = {"chunk_tokens": args.chunk_tokens}
-    network = (
-        network_from_checkpoint(args.ckpt_path, **chunks) if args.ckpt_path else prdit_preset(args.preset, **chunks)
-    )
+    network = make_network(args)
     calculated = peak_gb(network.settings, [grid] * 3, batch, args.chunk_tokens, bf16)
     flop = forward_flop(network, grid, batch)
     network = inference_network(network, device, bf16, compile=variant == "compiled")
@@ -134,6 +148,7 @@ def main() -> None:
     parser.add_argument("--preset", nargs="+", default=["PRDiT-B/4"])
     parser.add_argument("--ckpt_path", help="weights to time instead of presets")
     parser.add_argument("--grid", type=int, nargs="+", default=[64, 128], help="sides of the cubic volumes")
+    parser.add_argument("--factor", type=int, default=1, help="of the grid over that of the preset, at high resolution")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--chunk_tokens", type=int, default=0)
@@ -153,6 +168,7 @@ def main() -> None:
                 for variant in VARIANTS[: 3 if args.compile else 2]:
                     command = [sys.executable, __file__, "--row", str(grid), str(batch), variant]
                     command += ["--steps", str(args.steps), "--chunk_tokens", str(args.chunk_tokens)]
+                    command += ["--factor", str(args.factor)]
                     command += ["--device", args.device, "--ckpt_path" if args.ckpt_path else "--preset", preset]
                     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                     row = json.loads(output.strip().splitlines()[-1])
@@ -161,9 +177,8 @@ def main() -> None:
                         print("|" + "---|" * (4 + len(row)))
                         header = True
                     values = " | ".join(f"{value:.3g}" for value in row.values())
-                    print(
-                        f"| {Path(preset).stem if args.ckpt_path else preset} | {grid}³ | {batch} | {variant} | {values} |"
-                    )
+                    name = Path(preset).stem if args.ckpt_path else preset + (f" ↑{grid}" if args.factor > 1 else "")
+                    print(f"| {name} | {grid}³ | {batch} | {variant} | {values} |")
 
 
 if __name__ == "__main__":

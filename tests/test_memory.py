@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from scripts.inferers import memory_plan, peak_gb
-from scripts.networks import build_prdit, preset_settings
+from scripts.networks import build_network, preset_settings
+from scripts.networks.high_resolution import override_settings
 from scripts.networks.residual_dit import Attention
 
 
@@ -40,7 +41,7 @@ class LiveBytes(TorchDispatchMode):
 def live_gb(settings, grid, batch, chunk_tokens, dtype):
     """Peak of one network call, with the weights, the sample and a solver's memory of the same size."""
     with torch.device("meta"):
-        network = build_prdit(**{**settings, "chunk_tokens": chunk_tokens}).to(dtype).eval()
+        network = build_network(**override_settings(settings, {"chunk_tokens": chunk_tokens})).to(dtype).eval()
         x, time = torch.empty(batch, settings.get("in_channels", 1), *grid), torch.empty(1)
     with torch.no_grad():
         call = network.at_times(time, grid)[0]
@@ -70,6 +71,34 @@ def test_calculated_peak_is_that_of_the_tensors(preset, settings, grid, batch, c
     settings, grid = preset_settings(preset, **settings), (grid, grid, grid)
     live = live_gb(settings, grid, batch, chunk_tokens, torch.bfloat16 if bf16 else torch.float32)
     assert 0.97 * live < peak_gb(settings, grid, batch, chunk_tokens, bf16) < 1.3 * live
+
+
+HIGH = {"backbone": preset_settings("PRDiT-B/4"), "chunk_tokens": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "grid", "batch", "chunk_tokens"),
+    [
+        (HIGH, 256, 1, 0),
+        (HIGH, 256, 1, 4096),
+        ({**HIGH, "parametrization": "skip"}, 256, 1, 4096),
+        ({**HIGH, "parametrization": "skip"}, 128, 4, 0),
+        ({"backbone": HIGH, "parametrization": "skip", "chunk_tokens": 0}, 256, 1, 0),
+        ({"backbone": preset_settings("PRDiT-XL/12"), "chunk_tokens": 0}, 128, 8, 256),
+    ],
+)
+@pytest.mark.parametrize("bf16", [True, False])
+def test_calculated_peak_of_high_resolution(settings, grid, batch, chunk_tokens, bf16, monkeypatch):
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: torch.empty_like(q))
+    monkeypatch.setattr(Attention, "SHORT", 0)
+    live = live_gb(settings, (grid, grid, grid), batch, chunk_tokens, torch.bfloat16 if bf16 else torch.float32)
+    assert 0.97 * live < peak_gb(settings, [grid] * 3, batch, chunk_tokens, bf16) < 1.3 * live
+
+
+def test_256_at_high_resolution_fits_8_gb():
+    settings = {"network": HIGH, "data": {"grid": [256, 256, 256]}}
+    for bf16 in (True, False):
+        assert memory_plan(settings, memory_gb=8, bf16=bf16)["batch_size"] >= 1
 
 
 def settings_of(preset, grid):

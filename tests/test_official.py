@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from scripts.networks import network_from_official, official_state_dict
 
@@ -115,3 +116,50 @@ def test_foreign_checkpoints_are_refused(checkpoint, one_line):
     with pytest.raises(ValueError) as raised:
         network_from_official(checkpoint, num_heads=4)
     one_line(raised, "authors' code")
+
+
+# stage 3: high resolution
+
+
+@pytest.fixture
+def stage_3(weights):
+    """Weights under the names of the authors' stage 3: `base` is the recorded network, and so is the refiner."""
+    state = {f"base.{name}": value for name, value in weights.items()}
+    state |= {name.replace("coarse.", "sr."): value for name, value in weights.items() if name.startswith("coarse.")}
+    time = ("t_embedder.mlp.0.", "t_embedder.coarse_head.")
+    state |= {name.replace("t_embedder.", "t_embedder_sr."): weights[name] for name in weights if name.startswith(time)}
+    return state
+
+
+def test_stage_3_is_the_published_parts_put_together(stage_3):
+    """The refiner adds the recorded output of the authors' local denoiser to the base's, upsampled as they do."""
+    fixture = torch.load(Path(__file__).parent / "data" / VARIANTS[0][0], weights_only=True)
+    network = network_from_official({"ema": stage_3}, num_heads=4, norm="layer")
+    low = F.interpolate(fixture["input"], scale_factor=0.5, mode="nearest")
+    with torch.no_grad():
+        noise, signal = network_from_official(fixture["state_dict"], 4, "layer")(low, fixture["timesteps"]).chunk(2, 1)
+        upsampled = [
+            F.interpolate(noise, scale_factor=2, mode="nearest"),
+            F.interpolate(signal, scale_factor=2, mode="trilinear", align_corners=False),
+        ]
+        output = network(fixture["input"], fixture["timesteps"])
+    torch.testing.assert_close(output, torch.cat(upsampled, 1) + fixture["local_output"], rtol=0, atol=1e-5)
+
+
+def test_stage_3_is_exported_bit_for_bit(stage_3):
+    network = network_from_official(stage_3, num_heads=4, norm="layer", factor=3)
+    exported = official_state_dict(network)
+    assert network.settings["factor"] == 3 and exported.keys() == stage_3.keys()
+    assert all(torch.equal(exported[name], value) for name, value in stage_3.items())
+
+
+@pytest.mark.parametrize(
+    "name", ["base.fine.blocks.1.attn.qkv.weight", "sr.mlp_denoise.mlp1.fc1_x.bias", "t_embedder_sr.mlp.0.weight"]
+)
+def test_stage_3_is_loaded_strictly(stage_3, name, one_line):
+    with pytest.raises(ValueError) as raised:
+        network_from_official({key: value for key, value in stage_3.items() if key != name}, num_heads=4, norm="layer")
+    one_line(raised, name)
+    with pytest.raises(ValueError) as raised:
+        network_from_official({**stage_3, "sr.register": torch.zeros(3)}, num_heads=4, norm="layer")
+    one_line(raised, "sr.register")

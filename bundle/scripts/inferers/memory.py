@@ -7,7 +7,10 @@ from typing import Optional, Sequence, Union
 
 import torch
 
-from ..networks.prdit import build_prdit
+from ..networks.base import DenoisingNetwork
+from ..networks.high_resolution import HighResolutionPRDiT, build_network
+from ..networks.local_denoiser import LocalDenoiser
+from ..networks.prdit import PRDiT
 from .inferer import has_fast_bf16
 
 BATCHES = (32, 16, 8, 4, 2, 1)
@@ -23,25 +26,45 @@ def peak_gb(network: dict, grid: Sequence[int], batch_size: int, chunk_tokens: i
     the output, with attention in memory linear in the tokens.
 
     Args:
-        network: settings of `build_prdit`.
+        network: settings of `build_network`.
         grid: voxels along each axis.
         batch_size: volumes at a time.
         chunk_tokens: see `LocalDenoiser`; 0 is all patches.
         bf16: weights and activations in bfloat16.
     """
     with torch.device("meta"):
-        model = build_prdit(**network)
+        model = build_network(**network)
     size = 2 if bf16 else 4
-    voxels, channels = batch_size * math.prod(grid), model.settings["in_channels"]
-    predicted = channels * model.settings["num_predictions"]
     weights = size * sum(parameter.numel() for parameter in model.parameters())
-    held = 4 * voxels * 2 * channels  # the sample and what a solver remembers
-    output = 4 * voxels * (2 * predicted + 3 * channels)  # the prediction in float32, before and after 'skip'
+    held = (
+        4 * batch_size * math.prod(grid) * 2 * model.settings["in_channels"]
+    )  # the sample and what a solver remembers
+    return (weights + held + _call_bytes(model, batch_size, math.prod(grid), chunk_tokens, size)) / 1e9
 
-    tokens, width = voxels / model.local.stride**3, channels * model.local.patch_size**3
+
+def _local_bytes(
+    local: LocalDenoiser, channels: int, predicted: int, voxels: float, chunk_tokens: int, size: int
+) -> float:
+    """Largest set of tensors of a local denoiser on so many voxels (of all volumes), `size` bytes a number."""
+    tokens, width = voxels / local.stride**3, channels * local.patch_size**3
     chunk = min(chunk_tokens or tokens, tokens)
     # in the second SwiGLU: the first one's output, the input, gate and up, SiLU of the gate, the product
-    local = size * (tokens * width + chunk * 6 * width + 2 * voxels * predicted)
+    return size * (tokens * width + chunk * 6 * width + 2 * voxels * predicted)
+
+
+def _call_bytes(model: DenoisingNetwork, batch_size: int, voxels_each: float, chunk_tokens: int, size: int) -> float:
+    """Largest set of tensors of one call; at high resolution the backbone's, or the refiner's and the output's."""
+    channels, voxels = model.settings["in_channels"], batch_size * voxels_each
+    predicted = channels * model.settings["num_predictions"]
+    if isinstance(model, HighResolutionPRDiT):
+        low = voxels_each / model.factor**3
+        backbone = 4 * batch_size * low * channels + _call_bytes(model.backbone, batch_size, low, chunk_tokens, size)
+        refiner = _local_bytes(model.refiner, channels, predicted, voxels, chunk_tokens, size)
+        output = 4 * voxels * (4 * predicted + (2 * channels if model.skip else 0))
+        return max(backbone, 4 * batch_size * low * predicted + max(refiner, output))
+    assert isinstance(model, PRDiT)
+    output = 4 * voxels * (2 * predicted + 3 * channels)  # the prediction in float32, before and after 'skip'
+    local = _local_bytes(model.local, channels, predicted, voxels, chunk_tokens, size)
     residual = 0.0
     if model.residual is not None:
         tokens, width = voxels / model.residual.stride**3, channels * model.residual.patch_size**3
@@ -49,7 +72,7 @@ def peak_gb(network: dict, grid: Sequence[int], batch_size: int, chunk_tokens: i
         embedding = tokens * (width + 9 * hidden) + 8 / size * tokens / batch_size * hidden  # and the position code
         block = tokens * 10 * hidden  # the MLP: its input, the block's input, 4h before and after GELU
         residual = size * (max(embedding, block) + 2 * voxels * predicted)
-    return (weights + held + max(local, residual, output)) / 1e9
+    return max(local, residual, output)
 
 
 def memory_plan(

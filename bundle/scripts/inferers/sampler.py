@@ -11,14 +11,14 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..networks.prdit import PRDiT
+from ..networks.base import DenoisingNetwork
 from ..schedulers import DiffusionProcess
 from .inferer import has_fast_bf16
 
 
 def inference_network(
-    network: PRDiT, device: torch.device, bf16: Optional[bool] = None, compile: bool = False
-) -> PRDiT:
+    network: DenoisingNetwork, device: torch.device, bf16: Optional[bool] = None, compile: bool = False
+) -> DenoisingNetwork:
     """The network on its device, in eval mode.
 
     Args:
@@ -122,7 +122,7 @@ def network_at_times(
     network: nn.Module, times: Tensor, spatial_shape: Sequence[int]
 ) -> list[Callable[[Tensor], Tensor]]:
     """The network at each of the times (S,), as functions of volumes (B, C, *spatial_shape) alone."""
-    if isinstance(network, PRDiT):
+    if isinstance(network, DenoisingNetwork):
         return network.at_times(times, list(spatial_shape))
     return [partial(network, timesteps=time) for time in times.split(1)]
 
@@ -138,14 +138,14 @@ def seed_list(num_samples: int, seed: int) -> list[dict[str, int]]:
     return [{"seed": seed + i} for i in range(num_samples)]
 
 
-def grid_of(grid: Union[None, int, Sequence[int]], trained: Sequence[int], network: PRDiT) -> list[int]:
+def grid_of(grid: Union[None, int, Sequence[int]], trained: Sequence[int], network: DenoisingNetwork) -> list[int]:
     """The grid to sample: the one the weights were trained for, or another one that the network's strides allow.
 
     Raises:
         ValueError: when the strides do not divide it.
     """
     sides = list(trained) if grid is None else [grid] * 3 if isinstance(grid, int) else list(grid)
-    strides = [network.local.stride] + ([network.residual.stride] if network.residual is not None else [])
+    strides = network.strides()
     if len(sides) != 3 or any(side < 1 or side % stride for side in sides for stride in strides):
         raise ValueError(f"grid must be three multiples of the strides {strides}, got {sides}")
     return sides

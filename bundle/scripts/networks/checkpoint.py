@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files import PathLike, write_atomically
-from .prdit import PRDiT, build_prdit
+from .base import DenoisingNetwork
+from .high_resolution import build_network, override_settings
 
 
 def sha256_of(path: PathLike) -> str:
@@ -54,11 +55,11 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], path: PathLike) 
     network.load_state_dict(state)
 
 
-def save_weights(network: PRDiT, path: PathLike, settings: dict, dtype: Optional[torch.dtype] = None) -> str:
+def save_weights(network: DenoisingNetwork, path: PathLike, settings: dict, dtype: Optional[torch.dtype] = None) -> str:
     """Writes `path` and its JSON.
 
     Args:
-        network: built by `build_prdit`.
+        network: built by `build_network`.
         path: a `.pt` file.
         settings: what else belongs to the weights: 'process', 'data', 'stage', ...
         dtype: storage precision; None keeps the network's. Loading into float32 is exact.
@@ -95,7 +96,7 @@ def read_settings(path: PathLike) -> dict:
     return settings
 
 
-def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> PRDiT:
+def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> DenoisingNetwork:
     """Builds the network that a checkpoint's JSON describes and loads it, in float32.
 
     Args:
@@ -106,7 +107,7 @@ def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> PRDiT:
         ValueError: in one line, see `read_settings`, `load_tensors`, `load_strictly`.
     """
     try:
-        network = build_prdit(**{**read_settings(ckpt_path)["network"], **overrides})
+        network = build_network(**override_settings(read_settings(ckpt_path)["network"], overrides))
     except (KeyError, TypeError):
         raise ValueError(f"{Path(ckpt_path).with_suffix('.json')} does not describe a network of this bundle") from None
     load_strictly(network, load_tensors(ckpt_path), ckpt_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Optional, Sequence, Union
@@ -11,57 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schedulers import PROCESSES, build_scheduler
+from .base import DenoisingNetwork
 from .checkpoint import load_tensors, save_weights, sha256_of
-from .prdit import SIZES, PRDiT, build_prdit
-
-# (ours, theirs), applied to the start of a name; the first match holds
-_PREFIXES = (
-    ("time.", "t_embedder.mlp.0."),
-    ("local.time_head.", "t_embedder.coarse_head."),
-    ("residual.time_head.", "t_embedder.fine_head."),
-    ("local.modulation.linear.", "coarse.mlp_denoise.adaLN_modulation.1."),
-    ("local.block1.norm.", "coarse.mlp_denoise.mlp1.norm."),
-    ("local.block2.norm.", "coarse.mlp_denoise.mlp2.norm."),
-    ("local.block1.output.", "coarse.mlp_denoise.mlp1.fc2."),
-    ("local.block2.output.", "coarse.mlp_denoise.mlp2.fc2."),
-    ("local.output.", "coarse.mlp_denoise.linear_final."),
-    ("residual.embedding.mlp.0.", "fine.patch_embedder.fc1."),
-    ("residual.embedding.mlp.2.", "fine.patch_embedder.fc2."),
-    ("residual.embedding.skip.", "fine.patch_embedder.skip."),
-    ("residual.embedding.norm.", "fine.patch_embedder.norm."),
-    ("residual.final_modulation.linear.", "fine.final_layer.adaLN_modulation.1."),
-    ("residual.output.", "fine.final_layer.linear."),
-)
-_BLOCK_PARTS = (
-    ("modulation.linear.", "adaLN_modulation.1."),
-    ("attention.qkv.", "attn.qkv."),
-    ("attention.proj.", "attn.proj."),
-    ("mlp.0.", "mlp.fc1."),
-    ("mlp.2.", "mlp.fc2."),
-)
+from .high_resolution import build_network
+from .official_names import official_names
+from .prdit import SIZES
 
 
-def _official_names(name: str) -> list[str]:
-    """The authors' names of one of our parameters; our gate_up is their fc1_g stacked on fc1_x."""
-    fused = re.fullmatch(r"local\.block([12])\.gate_up\.(weight|bias)", name)
-    if fused:
-        stem = f"coarse.mlp_denoise.mlp{fused[1]}."
-        return [f"{stem}fc1_g.{fused[2]}", f"{stem}fc1_x.{fused[2]}"]
-    block = re.fullmatch(r"residual\.blocks\.(\d+)\.(.+)", name)
-    prefixes, rest, stem = (_BLOCK_PARTS, block[2], f"fine.blocks.{block[1]}.") if block else (_PREFIXES, name, "")
-    for ours, theirs in prefixes:
-        if rest.startswith(ours):
-            return [stem + theirs + rest[len(ours) :]]
-    raise ValueError(f"the authors' code has no counterpart of the parameter '{name}'")
-
-
-def official_state_dict(network: PRDiT) -> dict[str, Tensor]:
+def official_state_dict(network: DenoisingNetwork) -> dict[str, Tensor]:
     """Exports a network under the authors' parameter names."""
-    state: dict[str, Tensor] = {}
-    for name, value in network.state_dict().items():
-        names = _official_names(name)
-        state.update(zip(names, (part.clone() for part in value.chunk(len(names)))))
+    state, own = dict[str, Tensor](), network.state_dict()
+    for name, theirs in official_names(network).items():
+        state.update(zip(theirs, (part.clone() for part in own[name].chunk(len(theirs)))))
     return state
+
+
+def _is_stage_3(state: dict[str, Tensor]) -> bool:
+    return any(name.startswith(("base.", "sr.", "t_embedder_sr.")) for name in state)
 
 
 def _bare_state(checkpoint: dict) -> dict[str, Tensor]:
@@ -71,7 +38,13 @@ def _bare_state(checkpoint: dict) -> dict[str, Tensor]:
             checkpoint = checkpoint[key]
             break
     state = {str(name).removeprefix("module."): value for name, value in checkpoint.items()}
-    for name in ("t_embedder.mlp.0.weight", "coarse.mlp_denoise.linear_final.weight"):
+    required = ["t_embedder.mlp.0.weight", "coarse.mlp_denoise.linear_final.weight"]
+    if _is_stage_3(state):
+        required = [f"base.{name}" for name in required] + [
+            "t_embedder_sr.mlp.0.weight",
+            "sr.mlp_denoise.linear_final.weight",
+        ]
+    for name in required:
         if getattr(state.get(name), "ndim", 0) != 2:
             raise ValueError(f"this is no PRDiT checkpoint of the authors' code: '{name}' is missing")
     if not all(isinstance(value, Tensor) for value in state.values()):
@@ -90,13 +63,28 @@ def _cube_root(value: int, what: str) -> int:
     return round(value ** (1 / 3))
 
 
-def official_settings(state: dict[str, Tensor], num_heads: Optional[int] = None, norm: str = "layer") -> dict:
-    """Reads the settings of `build_prdit` off the shapes of a state dict with the authors' names.
+def official_settings(
+    state: dict[str, Tensor], num_heads: Optional[int] = None, norm: str = "layer", factor: int = 2
+) -> dict:
+    """Reads the settings of `build_network` off the shapes of a state dict with the authors' names.
+
+    The factor of a stage 3 is not in the shapes.
 
     Raises:
         ValueError: when the number of heads is unknown for this hidden size, or the outputs are neither (noise, signal)
             nor one velocity.
     """
+    if _is_stage_3(state):
+        base = {name.removeprefix("base."): value for name, value in state.items() if name.startswith("base.")}
+        outputs, width = state["sr.mlp_denoise.linear_final.weight"].shape
+        return {
+            "backbone": official_settings(base, num_heads, norm),
+            "factor": factor,
+            "hidden_size": state["t_embedder_sr.mlp.0.weight"].shape[0],
+            "patch_size": _cube_root(width, "the patch width"),
+            "stride": _cube_root(outputs // 2, "the output width"),
+            "norm": norm,
+        }
     hidden_size = state["t_embedder.mlp.0.weight"].shape[0]
     heads = num_heads or dict(SIZES.values()).get(hidden_size)
     if heads is None:
@@ -120,9 +108,9 @@ def official_settings(state: dict[str, Tensor], num_heads: Optional[int] = None,
     }
 
 
-def _load(state: dict[str, Tensor], num_heads: Optional[int], norm: str) -> PRDiT:
-    network = build_prdit(**official_settings(state, num_heads, norm))
-    wanted = {name: _official_names(name) for name in network.state_dict()}
+def _load(state: dict[str, Tensor], num_heads: Optional[int], norm: str, factor: int) -> DenoisingNetwork:
+    network = build_network(**official_settings(state, num_heads, norm, factor))
+    wanted = official_names(network)
     known = {theirs for names in wanted.values() for theirs in names}
     if set(state) != known:
         missing, extra = sorted(known - set(state)), sorted(set(state) - known)
@@ -136,7 +124,7 @@ def _load(state: dict[str, Tensor], num_heads: Optional[int], norm: str) -> PRDi
     return network.eval()
 
 
-def official_process(network: PRDiT, noise_std: float = 1.0) -> dict:
+def official_process(network: DenoisingNetwork, noise_std: float = 1.0) -> dict:
     """The process that the authors train such a network with: flow matching where it predicts one velocity."""
     name = next(
         name for name, process in PROCESSES.items() if len(process.predictions) == network.settings["num_predictions"]
@@ -145,9 +133,9 @@ def official_process(network: PRDiT, noise_std: float = 1.0) -> dict:
 
 
 @torch.no_grad()
-def _denoising_error(network: PRDiT) -> float:
+def _denoising_error(network: DenoisingNetwork) -> float:
     """Mean squared error of what is predicted for a smooth volume with a little noise, a tenth of the way to noise."""
-    side = 4 * network.local.stride
+    side = 4 * math.lcm(*network.strides())
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand((4, 1, 3, 3, 3), generator=generator) * 2 - 1
     signal = F.interpolate(coarse, size=(side, side, side), mode="trilinear", align_corners=True)
@@ -158,7 +146,9 @@ def _denoising_error(network: PRDiT) -> float:
     return F.mse_loss(prediction, scheduler.get_target(signal, noise, time)).item()
 
 
-def network_from_official(checkpoint: dict, num_heads: Optional[int] = None, norm: Optional[str] = None) -> PRDiT:
+def network_from_official(
+    checkpoint: dict, num_heads: Optional[int] = None, norm: Optional[str] = None, factor: int = 2
+) -> DenoisingNetwork:
     """Builds the network of an official checkpoint and loads it strictly.
 
     The two published variants have the same parameters, for RMSNorm has none. Trained weights tell them apart: the
@@ -169,14 +159,15 @@ def network_from_official(checkpoint: dict, num_heads: Optional[int] = None, nor
             with or without 'module.' before the names.
         num_heads: attention heads, needed where the hidden size is none of the published ones.
         norm: 'layer' (PRDiT) or 'rms' (TF-PRDiT); None to find out.
+        factor: of a stage 3, voxels of its grid along one of the low grid.
 
     Raises:
         ValueError: in one line, when it is no such checkpoint, names or shapes differ, or the variant cannot be told.
     """
     state = _bare_state(checkpoint)
     if norm is not None:
-        return _load(state, num_heads, norm)
-    networks = {kind: _load(state, num_heads, kind) for kind in ("layer", "rms")}
+        return _load(state, num_heads, norm, factor)
+    networks = {kind: _load(state, num_heads, kind, factor) for kind in ("layer", "rms")}
     errors = {kind: _denoising_error(network) for kind, network in networks.items()}
     best, worst = sorted(errors, key=lambda kind: errors[kind])
     if not errors[best] < 0.5 * errors[worst]:
@@ -184,6 +175,21 @@ def network_from_official(checkpoint: dict, num_heads: Optional[int] = None, nor
             f"neither variant clearly removes noise (errors {errors}): give norm 'layer' (PRDiT) or 'rms' (TF-PRDiT)"
         )
     return networks[best]
+
+
+def _stage(settings: dict) -> str:
+    return "high_resolution" if "backbone" in settings else "model" if settings["depth"] else "local"
+
+
+def _describe(settings: dict) -> str:
+    """A network in words."""
+    patches = f"patch_size {settings['patch_size']}, stride {settings['stride']}, norm {settings['norm']}"
+    if "backbone" in settings:
+        return f"refiner of {patches}, factor {settings['factor']}, on {_describe(settings['backbone'])}"
+    size = {values: size for size, values in SIZES.items()}.get((settings["hidden_size"], settings["num_heads"]))
+    depth = settings["depth"]
+    name = f"PRDiT-{size}/{depth}" if size else f"hidden_size {settings['hidden_size']}, depth {depth}"
+    return f"{name}, {patches}"
 
 
 def import_official(
@@ -195,38 +201,34 @@ def import_official(
     noise_std: float,
     num_heads: Optional[int] = None,
     norm: Optional[str] = None,
+    factor: int = 2,
 ) -> None:
     """Writes an official checkpoint as one of ours and prints the network it holds.
 
     Args:
         official_ckpt: file of the authors' code, of tensors and plain numbers.
         ckpt_path: where ours goes, with its JSON; an existing file is not overwritten.
-        grid: voxels along each axis that it was trained for; official files do not say.
+        grid: voxels along each axis that it was trained for, of a stage 3 the high grid; official files do not say.
         field_of_view_mm: size of a volume.
         hu_window: HU of the values -1 and 1.
         noise_std: of its training: 0.5 in the authors' first code, 1.0 in the later.
         num_heads: see `network_from_official`.
         norm: see `network_from_official`.
+        factor: see `network_from_official`.
 
     Raises:
         ValueError: in one line.
     """
     if Path(ckpt_path).exists():
         raise ValueError(f"{ckpt_path} exists already; choose another ckpt_path")
-    network = network_from_official(load_tensors(official_ckpt), num_heads, norm)
+    network = network_from_official(load_tensors(official_ckpt), num_heads, norm, factor)
     process = official_process(network, noise_std)
     settings = {
-        "stage": "model" if network.residual is not None else "local",
+        "stage": _stage(network.settings),
         "process": process,
         "data": {"grid": list(grid), "field_of_view_mm": field_of_view_mm, "hu_window": list(hu_window)},
         "imported_from_sha256": sha256_of(official_ckpt),
     }
     save_weights(network, ckpt_path, settings)
-    sizes = {values: size for size, values in SIZES.items()}
-    own = network.settings
-    size = sizes.get((own["hidden_size"], own["num_heads"]))
-    name = f"PRDiT-{size}/{own['depth']}" if size else f"hidden_size {own['hidden_size']}, depth {own['depth']}"
-    print(
-        f"{name}, patch_size {own['patch_size']}, stride {own['stride']}, norm {own['norm']}, {process['name']}: {ckpt_path}"
-    )
+    print(f"{_describe(network.settings)}, {process['name']}: {ckpt_path}")
     print(f"sample from it with: inference.yaml --ckpt_path {ckpt_path}")

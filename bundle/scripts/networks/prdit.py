@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
-from functools import partial
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import torch
-import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
-from .layers import sinusoidal_embedding
+from .base import DenoisingNetwork
 from .local_denoiser import LocalDenoiser
 from .residual_dit import ResidualDiT
 
@@ -20,7 +16,7 @@ from .residual_dit import ResidualDiT
 SIZES = {"XS": (192, 6), "S": (384, 6), "B": (768, 12), "L": (1024, 16), "XL": (1152, 16)}
 
 
-class PRDiT(nn.Module):
+class PRDiT(DenoisingNetwork):
     """Predicts noise and signal of a noisy volume (paper Eq. 2): f(x_t, t) = (noise, signal); or the velocity of
     flow matching, for which `num_predictions` of `build_prdit` is 1.
 
@@ -45,23 +41,9 @@ class PRDiT(nn.Module):
         parametrization: str = "none",
         num_train_timesteps: int = 1000,
     ) -> None:
-        super().__init__()
-        if parametrization not in ("none", "skip"):
-            raise ValueError(f"parametrization must be 'none' or 'skip', got '{parametrization}'")
-        self.skip, self.num_train_timesteps = parametrization == "skip", num_train_timesteps
-        self.settings = dict[str, Any]()  # what `build_prdit` was called with; goes with the weights
-        self.time = nn.Linear(256, time_size)
+        super().__init__(time_size, parametrization, num_train_timesteps)
         self.local = local
         self.residual = residual
-
-    def _times(self, x: Tensor, timesteps: Optional[Tensor]) -> Tensor:
-        """Times (B,) in float32."""
-        times = torch.zeros(1, device=x.device) if timesteps is None else timesteps.to(x.device).float().reshape(-1)
-        return times.expand(x.shape[0])
-
-    def _time_features(self, times: Tensor) -> Tensor:
-        """Shared features of times (B,), (B, time_size) in the weights' precision."""
-        return F.silu(self.time(sinusoidal_embedding(times).to(self.time.weight.dtype)))
 
     def modulations(self, times: Tensor) -> List[Tensor]:
         """All that the network makes of times (B,) alone: (6, B, C p**3) of stage 1, then those of stage 2."""
@@ -70,29 +52,6 @@ class PRDiT(nn.Module):
         if self.residual is not None:
             modulations += self.residual.modulations(time)
         return modulations
-
-    def _skip(self, x: Tensor, times: Tensor, raw: Tensor, weight: float) -> Tensor:
-        """Applies 'skip' to raw (a, b); `weight` is 1 for the part that carries x_t, 0 for a part added to it."""
-        theta = (times * (0.5 * math.pi / self.num_train_timesteps)).reshape(-1, 1, 1, 1, 1)
-        a, b = raw.chunk(2, dim=1)
-        cos, sin = theta.cos(), theta.sin()
-        return torch.cat([weight * sin * x + cos * a, weight * cos * x - sin * b], dim=1)
-
-    def forward(self, x: Tensor, timesteps: Optional[Tensor] = None, context: Optional[Tensor] = None) -> Tensor:
-        """Predicts (noise, signal).
-
-        Args:
-            x: noisy volume, (B, C, D, H, W), sides multiples of the stride.
-            timesteps: (B,) or (1,), in [0, T], integer or real; None is t = 0.
-            context: must be None; MONAI's `DiffusionInferer` passes it.
-
-        Returns:
-            (B, num_predictions C, D, H, W) in the precision of x: noise first, then signal.
-        """
-        if context is not None:
-            raise ValueError("PRDiT takes no context")
-        times = self._times(x, timesteps)
-        return self.predict(x, times, self.modulations(times))
 
     def predict(
         self, x: Tensor, times: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None
@@ -106,18 +65,13 @@ class PRDiT(nn.Module):
         return self._skip(x, times, raw, 1.0) if self.skip else raw
 
     @torch.jit.unused
-    def at_times(self, times: Tensor, spatial_shape: List[int]) -> List[Callable[[Tensor], Tensor]]:
-        """The network at each of the times (S,), as functions of volumes (B, C, *spatial_shape) alone.
+    def positions(self, spatial_shape: List[int]) -> Optional[Tensor]:
+        """Stage 2's position code, (1, N, F)."""
+        return None if self.residual is None else self.residual.positions(spatial_shape)
 
-        All that depends on the time and on the shape alone is computed here.
-        """
-        modulations = self.modulations(times)
-        positions = None if self.residual is None else self.residual.positions(spatial_shape)
-        calls: List[Callable[[Tensor], Tensor]] = []
-        for i in range(len(times)):
-            now = [part[:, i : i + 1].contiguous() for part in modulations]
-            calls.append(partial(self.predict, times=times[i : i + 1], modulations=now, positions=positions))
-        return calls
+    @torch.jit.unused
+    def strides(self) -> List[int]:
+        return [self.local.stride] + ([] if self.residual is None else [self.residual.stride])
 
     @torch.jit.unused
     def forward_parts(self, x: Tensor, timesteps: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:

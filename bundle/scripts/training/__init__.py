@@ -1,6 +1,12 @@
 """Training of both stages with MONAI's engines."""
 
 from .handlers import EpochSeed, GradientGuard, LearningRateSchedule, TrainingCheckpoint
+from .high_resolution import (
+    HighResolutionPrepareBatch,
+    HighResolutionTraining,
+    high_resolution_grid,
+    high_resolution_network,
+)
 from .losses import PredictionLoss, loss_terms, prediction_errors
 from .monitoring import LossCSV, LossMetric, TrainingProgress, term_metrics
 from .prepare_batch import (

@@ -13,9 +13,12 @@ from monai.engines import IterationEvents
 from monai.handlers import CheckpointLoader
 from torch import nn
 
+from ..networks.base import DenoisingNetwork
 from ..networks.checkpoint import load_tensors, save_weights
-from ..networks.prdit import PRDiT
 from .stages import latest_checkpoint
+
+# hashes of the frozen weights that a run stands on
+STARTED_ON = {"local_sha256": "stage 1 than local.pt", "backbone_sha256": "backbone than backbone_ckpt"}
 
 
 class GradientGuard:
@@ -129,8 +132,8 @@ class TrainingCheckpoint:
         self,
         ckpt_dir: str,
         name: str,
-        network: PRDiT,
-        ema_network: PRDiT,
+        network: DenoisingNetwork,
+        ema_network: DenoisingNetwork,
         optimizer: torch.optim.Optimizer,
         evaluator: Engine,
         settings: dict,
@@ -144,7 +147,7 @@ class TrainingCheckpoint:
         self.best_loss = math.inf
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self.best_loss, "local_sha256": self.settings.get("local_sha256")}
+        return {"best_loss": self.best_loss, **{name: self.settings.get(name) for name in STARTED_ON}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_loss = state["best_loss"]
@@ -179,8 +182,9 @@ class TrainingCheckpoint:
         theirs = {name: value.shape for name, value in state.get("network", {}).items()}
         if own != theirs:
             raise ValueError(f"{path} is of another network; choose another ckpt_dir to start a new run")
-        if state.get("best", {}).get("local_sha256") != self.settings.get("local_sha256"):
-            raise ValueError(f"{path} was trained on another stage 1 than local.pt; remove it, or bring that back")
+        for name, weights in STARTED_ON.items():
+            if state.get("best", {}).get(name) != self.settings.get(name):
+                raise ValueError(f"{path} was trained on another {weights}; remove it, or bring that back")
 
     def validate_last(self, engine: Engine) -> None:
         """Validates the end of a run whose length is no multiple of the validation's interval."""

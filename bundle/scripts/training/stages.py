@@ -22,7 +22,7 @@ def _local_grid(settings: dict) -> tuple[int, int]:
     )
 
 
-def _require_process(ckpt_path: Union[str, Path], settings: dict, process: Optional[dict]) -> None:
+def require_process(ckpt_path: Union[str, Path], settings: dict, process: Optional[dict]) -> None:
     """Raises a ValueError in one line when weights were trained with another process than this run's, if it is told."""
     theirs = settings.get("process", {}).get("name")
     if process is not None and theirs != process["name"]:
@@ -41,7 +41,7 @@ def start_from(network: PRDiT, ckpt_path: Union[None, str, Path], process: Optio
         ValueError: in one line, when the weights are missing, or of another network or process.
     """
     if ckpt_path is not None:
-        _require_process(ckpt_path, read_settings(ckpt_path), process)
+        require_process(ckpt_path, read_settings(ckpt_path), process)
         load_strictly(network, load_tensors(ckpt_path), ckpt_path)
     return network
 
@@ -64,7 +64,7 @@ def with_frozen_local(network: PRDiT, local_ckpt: Union[str, Path], process: Opt
     if not Path(local_ckpt).is_file():
         raise ValueError(f"stage 2 needs stage 1's weights at {local_ckpt}: train stage 1 with the same ckpt_dir first")
     settings = read_settings(local_ckpt)
-    _require_process(local_ckpt, settings, process)
+    require_process(local_ckpt, settings, process)
     # num_predictions is missing where the weights are older than flow matching
     theirs, ours = {"num_predictions": 2, **settings["network"]}, network.settings
     facts = [

@@ -1,0 +1,211 @@
+"""Training of the refiner: windows, consistency, what is frozen, and the configs from end to end."""
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.inferers import DiffusionInferer
+from test_bundle import assert_refused, run, train
+from test_high_resolution import make_high
+
+from scripts.networks.high_resolution import cut_windows
+from scripts.networks.layers import zero_init
+from scripts.schedulers import CosineSineScheduler
+from scripts.training import (
+    HighResolutionPrepareBatch,
+    HighResolutionTraining,
+    PredictionLoss,
+    loss_terms,
+    parameters_to_train,
+    prediction_errors,
+)
+
+TERMS = ("noise", "signal", "noise_consistency", "signal_consistency")
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("parametrization", ["none", "skip"])
+def test_windows_have_the_predictions_of_the_whole_volume(make_volume, factor, parametrization):
+    """Wherever they lie, borders included, and with the backbone's prediction of the whole low grid beside them."""
+    network = make_high(factor=factor, parametrization=parametrization)
+    x, times = make_volume(2, 1, 16, 24, 8), torch.tensor([120.0, 870.0])
+    with torch.no_grad():
+        whole = network(x, times)
+        low = network.backbone(x[:, :, ::factor, ::factor, ::factor], times)
+        for starts in ([[0, 0, 0], [8, 16, 4]], [[8, 8, 0], [4, 12, 4]]):
+            windows, low_windows = network.forward_windows(x, times, starts, [8, 8, 4])
+            torch.testing.assert_close(windows, cut_windows(whole, starts, [8, 8, 4]), rtol=0, atol=1e-5)
+            corners = [[first // factor for first in start] for start in starts]
+            sides = [8 // factor, 8 // factor, 4 // factor]
+            assert torch.equal(low_windows, cut_windows(low, corners, sides))
+
+
+def test_batches_hold_the_target_of_their_windows(make_volume):
+    torch.manual_seed(0)
+    network, scheduler = make_high(), CosineSineScheduler()
+    images, seen = make_volume(3, 1, 8, 16, 24), set()
+    for _ in range(30):
+        inputs, target, _, infer = HighResolutionPrepareBatch(scheduler, network, 2)({"image": images})
+        starts = infer["condition"].tolist()
+        noise, signal, *zeros = target.chunk(4, 1)
+        assert torch.equal(inputs, images) and target.shape == (3, 4, 8, 8, 8)
+        assert torch.equal(signal, cut_windows(images, starts, [8, 8, 8]))
+        assert torch.equal(noise, cut_windows(infer["noise"], starts, [8, 8, 8])) and not any(z.any() for z in zeros)
+        seen |= {tuple(start) for start in starts}
+    assert seen == {(0, y, x) for y in (0, 4, 8) for x in (0, 4, 8, 12, 16)}
+
+
+def test_whole_volumes_are_one_window(make_volume):
+    network, images = make_high(), make_volume(2, 1, 8, 8, 12)
+    _, target, _, infer = HighResolutionPrepareBatch(CosineSineScheduler(), network, 0)({"image": images})
+    assert not infer["condition"].any() and torch.equal(target[:, 1:2], images)
+    with torch.no_grad():
+        output = HighResolutionTraining(network)(images, infer["timesteps"], infer["condition"])
+        torch.testing.assert_close(output[:, :2], network(images, infer["timesteps"]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_the_loss_is_eq_3_and_the_weighted_consistency_with_each_term_apart(make_volume, weight):
+    """Against the definition: averaged signal and nearest noise of the prediction, minus the backbone's output."""
+    network, x, time = make_high(), make_volume(2, 1, 8, 8, 8), torch.tensor([300.0, 600.0])
+    target = torch.cat([make_volume(2, 2, 8, 8, 8, seed=1), torch.zeros(2, 2, 8, 8, 8)], 1)
+    with torch.no_grad():
+        output = HighResolutionTraining(network, 0, weight)(x, time, torch.zeros(2, 3, dtype=torch.long))
+        prediction, low = network(x, time), network.backbone(x[:, :, ::2, ::2, ::2], time)
+    mean = prediction[:, 1:].unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2).mean((-1, -2, -3))
+    expected = prediction_errors(prediction, target[:, :2])
+    expected["noise_consistency"] = weight * (prediction[:, :1, ::2, ::2, ::2] - low[:, :1]).square().mean()
+    expected["signal_consistency"] = weight * (mean - low[:, 1:]).square().mean()
+    terms = loss_terms({"pred": output, "label": target}, TERMS)
+    assert {name: terms[name] for name in TERMS} == pytest.approx({k: float(v) for k, v in expected.items()}, rel=1e-4)
+    assert float(PredictionLoss(TERMS)(output, target)) == pytest.approx(float(sum(expected.values())), rel=1e-4)
+    assert (terms["signal_consistency"] > 0) == (weight > 0)
+
+
+def test_noise_that_the_backbone_knows_is_consistent(make_volume):
+    """At the start the noise at the low grid is the backbone's own, so that term is zero; the signal's is blur."""
+    network, x = make_high(), make_volume(1, 1, 8, 8, 8)
+    zero_init(network.refiner.output)
+    with torch.no_grad():
+        output = HighResolutionTraining(network, 0, 1.0)(x, torch.tensor([300.0]), torch.zeros(1, 3, dtype=torch.long))
+    assert not output[:, 2].any() and output[:, 3].any()
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_frozen_backbones_keep_no_graph(make_volume, freeze, monkeypatch):
+    network, scheduler = make_high(parametrization="skip"), CosineSineScheduler()
+    network.backbone.requires_grad_(not freeze)
+    states, predict = [], network.backbone.predict
+
+    def spy(*args, **kwargs):
+        states.append(torch.is_grad_enabled())
+        return predict(*args, **kwargs)
+
+    monkeypatch.setattr(network.backbone, "predict", spy)
+    module = HighResolutionTraining(network, 2, 0.1)
+    inputs, target, _, infer = HighResolutionPrepareBatch(scheduler, network, 2)({"image": make_volume(2, 1, 8, 8, 8)})
+    PredictionLoss(TERMS)(DiffusionInferer(scheduler)(inputs, module, **infer), target).backward()
+    assert states == [not freeze]
+    trained = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+    assert any(name.startswith("backbone.") for name in trained) != freeze
+    assert any(name.startswith("refiner.") for name in trained) and "time.weight" in trained
+    assert len(parameters_to_train(module)) == len(trained)
+
+
+# the configs
+
+
+HIGH = {
+    "refiner_hidden_size": 16, "refiner_patch_size": 6, "refiner_stride": 4, "num_phantoms": 8, "batch_size": 4,
+    "num_validation_phantoms": 2, "num_validation_times": 3, "val_interval": 1, "refiner_window": 4, "ema_decay": 0.5,
+    "warmup_steps": 0, "lr": 2.0e-3, "device": "$torch.device('cpu')",
+}  # fmt: skip
+
+
+def train_high(folder, backbone, *overlays, **settings):
+    given = {**HIGH, "backbone_ckpt": str(backbone), "ckpt_dir": folder, **settings}
+    run("training", ["train", "train_high_resolution", *overlays], **given)
+
+
+def rows(folder, stage="high_resolution"):
+    with open(folder / f"{stage}_losses.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """Weights of a tiny network of 16^3, stage 1 alone."""
+    folder = tmp_path_factory.mktemp("low")
+    train(1, folder, max_epochs=6, ema_decay=0.5, warmup_steps=2)
+    return folder / "ckpt" / "local.pt"
+
+
+@pytest.fixture(scope="module")
+def high(backbone, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("high")
+    train_high(folder, backbone, max_epochs=6)
+    return folder
+
+
+def test_training_lowers_the_loss_and_logs_its_terms_apart(high, backbone):
+    first, *_, last = rows(high)
+    assert float(last["val_loss"]) < 0.95 * float(first["val_loss"])
+    assert all(float(row[f"train_{name}"]) > 0 for name in TERMS for row in (first, last))
+    total = sum(float(last[f"train_{name}"]) for name in TERMS)
+    assert float(last["train_loss"]) == pytest.approx(total, rel=1e-3)
+    settings = json.loads((high / "high_resolution.json").read_text())
+    assert settings["data"]["grid"] == [32, 32, 32] and settings["network"]["factor"] == 2
+    assert settings["backbone_sha256"] == json.loads(backbone.with_suffix(".json").read_text())["sha256"]
+    low, whole = (torch.load(path, weights_only=True) for path in (backbone, high / "high_resolution.pt"))
+    assert all(torch.equal(whole[f"backbone.{name}"], value) for name, value in low.items())
+
+
+def test_sampling_needs_the_checkpoint_alone(high, tmp_path):
+    settings = {"ckpt_path": high / "high_resolution.pt", "num_inference_steps": 2, "num_samples": 2}
+    run("run", ["inference"], output_dir=tmp_path / "a", **settings)
+    run("run", ["inference", "inference_high_resolution"], output_dir=tmp_path / "b", chunk_tokens=7, **settings)
+    a, b = (np.asanyarray(nib.load(tmp_path / name / "seed_000001.nii.gz").dataobj) for name in "ab")
+    assert a.shape == (32, 32, 32) and a.std() > 10 and np.abs(a.astype(int) - b).mean() < 3
+
+
+def test_finetuning_moves_the_backbone_too(high, backbone, tmp_path):
+    for name in ("high_resolution.pt", "high_resolution.json"):
+        (tmp_path / name).write_bytes((high / name).read_bytes())
+    train_high(tmp_path, backbone, "finetune_high_resolution", max_epochs=1)
+    before, after = (torch.load(tmp_path / f"high_resolution{end}.pt", weights_only=True) for end in ("", "_finetuned"))
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"backbone", "refiner", "time"}
+
+
+def test_chains_train_on_high_resolution_weights(high, tmp_path):
+    settings = {"num_phantoms": 2, "batch_size": 2, "num_validation_phantoms": 1, "num_validation_times": 1}
+    train_high(tmp_path, high / "high_resolution.pt", max_epochs=1, **settings)
+    network = json.loads((tmp_path / "high_resolution.json").read_text())["network"]
+    assert network["backbone"]["backbone"]["depth"] == 0
+    assert json.loads((tmp_path / "high_resolution.json").read_text())["data"]["grid"] == [64, 64, 64]
+
+
+def test_bad_input(backbone, tmp_path):
+    for settings, facts in (
+        ({"grid": [24, 24, 24]}, ["local.pt", "[16, 16, 16]", "factor 2", "[32, 32, 32]", "[24, 24, 24]"]),
+        ({"factor": 1}, ["factor", "2 or more"]),
+        ({"factor": 3, "refiner_window": 4}, ["refiner_window", "factor 3"]),
+        ({"refiner_stride": 5, "refiner_patch_size": 5}, ["multiple of the stride 5", "[32, 32, 32]"]),
+        ({"field_of_view_mm": 100.0}, ["local.pt", "field_of_view_mm", 100.0]),
+        ({"process_name": "flow_matching"}, ["local.pt", "cosine_sine", "flow_matching"]),
+        ({"backbone_ckpt": str(tmp_path / "none.pt")}, ["none.pt"]),
+        ({"consistency_weight": -1}, ["consistency_weight"]),
+    ):
+        with assert_refused(*facts):
+            train_high(tmp_path, backbone, **{"max_epochs": 1, **settings})
+
+
+def test_a_run_does_not_continue_on_another_backbone(high, tmp_path):
+    train(1, tmp_path, max_epochs=1, seed=1)
+    for path in high.glob("high_resolution*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with assert_refused("another backbone"):
+        train_high(tmp_path, tmp_path / "ckpt" / "local.pt", max_epochs=8)
