@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Optional, Union
 
 import monai
-from monai.utils.module import version_geq
+from monai.utils.module import OptionalImportError, version_geq
 
 _PACKAGE = str(Path(__file__).resolve().parent)
 
@@ -55,7 +55,9 @@ def what_to_say(error: BaseException) -> Optional[str]:
     """The line for the user about bad input or a package that is not installed; None for any other error."""
     if is_bad_input(error):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("scripts"):
+    if isinstance(error, OptionalImportError):
+        return str(error).splitlines()[0]
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] != "scripts":
         return f"the Python package {error.name} is not installed"
     return None
 
