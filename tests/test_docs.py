@@ -77,7 +77,9 @@ def test_every_command_can_be_typed(line):
         assert re.search(rf"^{tokens[1]}:", (ROOT / "Makefile").read_text(), re.M)
     elif tokens[1] != "-m":
         script = ROOT / tokens[1]
-        assert [token for token in tokens[2:] if token.startswith("--") and f'"{token}"' not in script.read_text()] == []
+        assert [
+            token for token in tokens[2:] if token.startswith("--") and f'"{token}"' not in script.read_text()
+        ] == []
 
 
 def test_commands_are_found():
