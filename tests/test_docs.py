@@ -28,7 +28,8 @@ def commands(page):
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
     inline = re.findall(r"`((?:torchrun|python|make) [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line.rstrip(" …") for line in lines + inline if re.match(r"(torchrun|python|make) ", line)]
+    typed = [re.sub(r"^PYTHONPATH=\S+ ", "", line).rstrip(" …") for line in lines + inline]
+    return [line for line in typed if re.match(r"(torchrun|python|make) ", line)]
 
 
 ALL = [pytest.param(line, id=f"{page.name}-{line[:40]}") for page in PAGES for line in commands(page)]

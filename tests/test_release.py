@@ -179,7 +179,6 @@ def test_metadata_describes_the_network(unpacked):
         monai.bundle.verify_net_in_out(**{**arguments, "meta_file": str(unpacked.parent / "wrong.json")}, device="cpu")
 
 
-@pytest.mark.slow
 def test_export_to_torchscript(unpacked, tmp_path):
     weights = str(unpacked / "models" / "model.pt")
     monai.bundle.ckpt_export(**bundle_arguments(unpacked), filepath=str(tmp_path / "model.ts"), ckpt_file=weights)
@@ -194,9 +193,14 @@ def test_export_to_torchscript(unpacked, tmp_path):
 
 @pytest.mark.slow
 def test_export_to_onnx(unpacked, tmp_path):
-    onnx = pytest.importorskip("onnx")
+    reference = pytest.importorskip("onnx.reference")
     weights = str(unpacked / "models" / "model.pt")
     path = str(tmp_path / "model.onnx")
     shape = [1, 1, 16, 16, 16]
     monai.bundle.onnx_export(**bundle_arguments(unpacked), filepath=path, ckpt_file=weights, input_shape=shape)
-    onnx.checker.check_model(path)
+    volume = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    exported = reference.ReferenceEvaluator(path)
+    (prediction,) = exported.run(None, {exported.input_names[0]: volume.numpy()})
+    with torch.inference_mode():
+        expected = network_from_checkpoint(weights).eval()(volume)
+    assert torch.allclose(torch.from_numpy(prediction), expected, atol=1e-4)
