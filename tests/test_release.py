@@ -34,6 +34,8 @@ class QuietHandler(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
     """The zip of the current commit; the tests may read it, not write."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("a release is made of a git commit")
     folder = tmp_path_factory.mktemp("release")
     process = subprocess.run([*TOOL, "--output_dir", folder], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
@@ -158,7 +160,7 @@ def test_create_workflow_and_check_properties(unpacked, tmp_path, monkeypatch, k
             config_file=str(unpacked / "configs" / f"{name}.{suffix}"), workflow_type=kind, **settings
         )
         assert workflow.check_properties() == []
-        assert workflow.version == "0.1.0"
+        assert workflow.version == json.loads((unpacked / "configs" / "metadata.json").read_text())["version"]
 
 
 def bundle_arguments(unpacked):

@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def git(*arguments: str) -> bytes:
     """Output of git in this repository; ValueError with its first line of complaint."""
-    process = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True)
+    here = ["-c", f"safe.directory={ROOT}", "-C", str(ROOT)]  # a container may own the checkout differently
+    process = subprocess.run(["git", *here, *arguments], capture_output=True)
     if process.returncode:
         complaint = process.stderr.decode(errors="replace").splitlines()
         raise ValueError(complaint[0] if complaint else f"git {arguments[0]} failed")
