@@ -1,17 +1,19 @@
 # make demo   draws four synthetic CT volumes with the shipped weights
 # make test   runs the tests; make slow runs those that take minutes
 # make lint   checks style and types
+# make release builds the zip of HEAD in dist/
 # make clean  removes what the above made, .venv included
 # Each sets up .venv first; it is kept until setup.cfg changes.
 
 PY = .venv/bin/python
-CODE = bundle/scripts tests benchmarks
+CODE = bundle/scripts tests benchmarks tools
+BLACK = $(PY) -m black --line-length 120 --skip-magic-trailing-comma   # as the Model Zoo runs it
 # what makes .venv: `python3`, or the first other one that is 3.10 or newer
 PYTHON = $(shell for python in python3 python3.11 python3.12 python3.13 python3.10; do \
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
 TORCH = $(shell sed -n 's/^ *\(torch==.*\)/\1/p' setup.cfg)
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow lint release clean
 
 demo: .venv/stamp
 	$(PY) -m monai.bundle run --config_file bundle/configs/inference.yaml --num_samples 4 --seed 0 --output_dir demo
@@ -26,9 +28,11 @@ slow: .venv/stamp
 lint: .venv/stamp
 	@$(PY) -m flake8 $(CODE)
 	@$(PY) -m isort --check-only --quiet $(CODE)
-	@$(PY) -m black --line-length 120 --check --quiet $(CODE) || \
-		{ $(PY) -m black --line-length 120 --diff --quiet $(CODE); exit 1; }
+	@$(BLACK) --check --quiet $(CODE) || { $(BLACK) --diff --quiet $(CODE); exit 1; }
 	@$(PY) -m mypy bundle/scripts
+
+release: .venv/stamp
+	@$(PY) tools/release.py
 
 # torch goes first and alone, so that pip takes a CPU build where it has been told of one, and then leaves it in place
 .venv/stamp: setup.cfg
@@ -40,5 +44,5 @@ lint: .venv/stamp
 	@touch $@
 
 clean:
-	rm -rf .venv build demo *.egg-info .mypy_cache .pytest_cache
+	rm -rf .venv build demo dist *.egg-info .mypy_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,6 +25,7 @@ sys.path += [str(HERE.parent / "bundle"), str(HERE.parent / "tests")]
 def write_scan(folder: Path) -> None:
     """A phantom as 300 slices of 512 x 512, 0.7 x 0.7 x 1.1 mm, with noise, as 16-bit files without compression."""
     from dicom_series import as_dicom, write_series
+
     from scripts.data import chest_phantom
 
     coarse = chest_phantom(0, (128, 128, 75), (358.4, 358.4, 330.0))

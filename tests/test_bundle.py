@@ -177,6 +177,15 @@ def test_a_broken_run_continues_as_if_it_had_not_been_broken(tmp_path):
     assert [row["epoch"] for row in losses(tmp_path / "broken")] == ["1", "2", "3"]
 
 
+def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
+    train(1, tmp_path, max_epochs=1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.*") if path.is_file()}
+    capsys.readouterr()
+    train(1, tmp_path, max_epochs=1)
+    assert "trained to epoch 1 already; raise max_epochs" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.*") if path.is_file()} == before
+
+
 def test_two_processes_train_and_write_once(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     stack, settings = training(1, tmp_path, max_epochs=2, batch_size=2)

@@ -171,10 +171,7 @@ def test_training_takes_the_data_set_as_it_is(prepare, tmp_path, chest):
     assert (
         (len(lists["training"]), len(lists["validation"]))
         == (10, 2)
-        == (
-            content["numTraining"],
-            content["numValidation"],
-        )
+        == (content["numTraining"], content["numValidation"])
     )
     patients = [{item["patient"] for item in content[section]} for section in ("training", "validation")]
     assert not patients[0] & patients[1]

@@ -85,8 +85,7 @@ def test_every_solver_ends_at_the_data(process, solver, noise_std, monkeypatch):
 
 @pytest.mark.parametrize("process", BOTH)
 @pytest.mark.parametrize(
-    ("solver", "order"),
-    [("euler", 1), ("ddim", 1), ("adams_bashforth", 2), ("multistep", 2), ("heun", 2), ("rk4", 4)],
+    ("solver", "order"), [("euler", 1), ("ddim", 1), ("adams_bashforth", 2), ("multistep", 2), ("heun", 2), ("rk4", 4)]
 )
 def test_order_of_convergence(process, solver, order, monkeypatch):
     """Twice the steps, 2^order times less error."""

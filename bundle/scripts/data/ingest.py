@@ -205,11 +205,7 @@ def split_by_patient(records: Sequence[dict[str, Any]], patient_ids: dict[str, s
 
 
 def _finish(
-    folder: Path,
-    records: list[dict[str, Any]],
-    findings: Findings,
-    preparation: Preparation,
-    pseudonym: Pseudonym,
+    folder: Path, records: list[dict[str, Any]], findings: Findings, preparation: Preparation, pseudonym: Pseudonym
 ) -> None:
     """Writes dataset.json, report.csv and report.html."""
     lists = split_by_patient(records, {pseudonym.patient(source): source.patient for source in findings.sources})

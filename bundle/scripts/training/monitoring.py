@@ -35,7 +35,7 @@ class TrainingProgress:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
-        engine.add_event_handler(Events.COMPLETED, lambda: self.bar.close())
+        engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
         if not hasattr(self, "bar"):  # only now a continued run knows how far it is
@@ -49,6 +49,12 @@ class TrainingProgress:
             shown["val_loss"] = f"{self.evaluator.state.metrics['val_loss']:.4f}"
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
+
+    def finish(self, engine: Engine) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+        else:
+            print(f"trained to epoch {engine.state.epoch} already; raise max_epochs to train on")
 
 
 class LossCSV:

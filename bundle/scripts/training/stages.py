@@ -16,10 +16,7 @@ _LOCAL_SETTINGS = ("hidden_size", "in_channels", "norm", "parametrization", "num
 
 
 def _local_grid(settings: dict) -> tuple[int, int]:
-    return (
-        settings["local_patch_size"] or settings["patch_size"],
-        settings["local_stride"] or settings["stride"],
-    )
+    return (settings["local_patch_size"] or settings["patch_size"], settings["local_stride"] or settings["stride"])
 
 
 def require_process(ckpt_path: Union[str, Path], settings: dict, process: Optional[dict]) -> None:

@@ -1,0 +1,31 @@
+"""MLflow by its overlay."""
+
+import sqlite3
+
+import pytest
+from monai.bundle import ConfigParser
+from test_bundle import config_files, losses, run, training
+
+
+def test_the_overlay_adds_a_handler_to_training_and_one_to_validation():
+    plain, tracked = ConfigParser(), ConfigParser()
+    plain.read_config(config_files("train"))
+    tracked.read_config(config_files("train", "mlflow"))
+    for part in ("train", "validate"):
+        before, after = plain[part]["handlers"], tracked[part]["handlers"]
+        assert after[:-1] == before and after[-1]["_target_"] == "MLFlowHandler"
+
+
+@pytest.mark.slow
+def test_mlflow_records_what_the_csv_does(tmp_path):
+    pytest.importorskip("mlflow")
+    stack, settings = training(1, tmp_path, max_epochs=2)
+    run("training", [*stack, "mlflow"], **settings)
+    with sqlite3.connect(tmp_path / "ckpt" / "logs" / "mlruns.db") as database:
+        steps = dict(database.execute("select key, count(*) from metrics group by key"))
+        found = database.execute("select value from metrics where key = 'val_loss' order by step").fetchall()
+        assert database.execute("select name, status from runs").fetchall() == [("local", "FINISHED")]
+    assert steps["loss"] == steps["noise"] == steps["signal"] == 4
+    assert [value for (value,) in found] == pytest.approx(
+        [float(row["val_loss"]) for row in losses(tmp_path)], abs=1e-5
+    )
