@@ -75,7 +75,11 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {"ours": [], "published": []}
     with tempfile.TemporaryDirectory() as folder:
         # in a process of its own: the peak memory of a process counts that of the one it was forked from
-        subprocess.run([sys.executable, __file__, "--measure", "write", f"{folder}/scan", folder], check=True)
+        subprocess.run(
+            [sys.executable, __file__, "--measure", "write", f"{folder}/scan", folder],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         for repeat in range(arguments.repeats):
             for name, found in results.items():
                 command = [
