@@ -23,13 +23,15 @@ def _opened(mask: np.ndarray, rounds: int) -> np.ndarray:
     return ndimage.binary_opening(mask, iterations=rounds)
 
 
-def body_mask(volume: np.ndarray, spacing_mm: float) -> np.ndarray:
-    """Body with its lungs and without the table, (X, Y, Z), from HU of isotropic voxels.
+def fill_axial_holes(mask: np.ndarray) -> np.ndarray:
+    """Mask (X, Y, Z) with what it encloses in each axial slice: the lungs are open at the first and the last slice."""
+    return ndimage.binary_fill_holes(mask, structure=_IN_SLICE)
 
-    Holes are filled in each axial slice: the lungs are open at the first and the last one.
-    """
+
+def body_mask(volume: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Body with its lungs and without the table, (X, Y, Z), from HU of isotropic voxels."""
     body = _largest_component(_opened(volume > BODY_HU, max(1, round(4 / spacing_mm))))
-    return ndimage.binary_fill_holes(body, structure=_IN_SLICE)
+    return fill_axial_holes(body)
 
 
 def lung_mask(volume: np.ndarray, body: np.ndarray) -> np.ndarray:

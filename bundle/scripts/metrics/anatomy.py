@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Sequence
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from scipy import ndimage
+
+from ..data.anatomy import fill_axial_holes
 
 AIR_THRESHOLD_HU = -400.0  # between lung and soft tissue
 TABLE_MM = 30.0  # what is thinner from front to back is table or blanket
@@ -28,7 +30,7 @@ def anatomy_sizes(volume: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray
         (4,); NaN for a density or size of what is not there.
     """
     air = volume < AIR_THRESHOLD_HU
-    outside = _air_around(air)
+    outside = ~fill_axial_holes(~air)
     lung = air & ~outside
     lung_l = lung.sum() * np.prod(spacing_mm) / 1e6
     density = volume[lung].mean() if lung.any() else np.nan
@@ -38,27 +40,11 @@ def anatomy_sizes(volume: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray
     return np.array([lung_l, density, width_cm, depth_cm])
 
 
-def _air_around(air: np.ndarray) -> np.ndarray:
-    """Air that is connected to a side of its axial slice, within the slice: sweeps until nothing is added."""
-    reached = np.zeros_like(air)
-    for side in np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]:
-        reached[side] = air[side]
-    count = -1
-    while count != reached.sum():
-        count = reached.sum()
-        for turn in (lambda a: a, lambda a: a[::-1], lambda a: a.swapaxes(0, 1), lambda a: a.swapaxes(0, 1)[::-1]):
-            lines, around = turn(air), turn(reached)  # views
-            for i in range(1, len(lines)):
-                around[i] |= around[i - 1] & lines[i]
-    return reached
-
-
 def _opened(mask: np.ndarray, axis: int, voxels: float) -> np.ndarray:
-    """Mask without what is shorter than so many voxels along an axis: erosion, then dilation."""
-    length = min(max(1, round(voxels)), mask.shape[axis])
-    eroded = sliding_window_view(mask, length, axis).all(-1)
-    padding = [(length - 1, length - 1) if other == axis else (0, 0) for other in range(3)]
-    return np.asarray(sliding_window_view(np.pad(eroded, padding), length, axis).any(-1))
+    """Mask (X, Y, Z) without what is shorter than so many voxels along an axis."""
+    shape = [1, 1, 1]
+    shape[axis] = min(max(1, round(voxels)), mask.shape[axis])
+    return ndimage.binary_opening(mask, np.ones(shape, bool))
 
 
 def _extent(mask: np.ndarray, axis: int) -> float:
