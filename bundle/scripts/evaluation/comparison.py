@@ -32,19 +32,27 @@ MIN_CHEST_MM = 200.0
 
 
 def choose_metrics(
-    names: Optional[Sequence[str]], grid: Sequence[int], hu_window: Sequence[float], seam_strides: Sequence[int]
+    names: Optional[Sequence[str]],
+    grid: Sequence[int],
+    hu_window: Sequence[float],
+    seam_strides: Sequence[int],
+    with_organs: bool = False,
 ) -> dict[str, list[SetMetric]]:
     """The metrics to compute; {'comparisons': ..., 'properties': ..., 'others': names without a table entry}.
 
     Args:
         names: beginnings of their names, such as FID or HU-Wasserstein, or None for all.
+        grid: of the volumes.
+        hu_window: HU that are compared.
+        seam_strides: of the patches whose borders are looked at.
+        with_organs: whether the records have the sizes of organs.
 
     Raises:
         ValueError: in one line, for an unknown name.
     """
     lists = {
         "comparisons": comparison_metrics(hu_window),
-        "properties": property_metrics(grid, hu_window, seam_strides),
+        "properties": property_metrics(grid, hu_window, seam_strides, with_organs),
     }
     known = [metric.name for metrics in lists.values() for metric in metrics] + [MS_SSIM, MEMORISATION]
     for name in names or []:

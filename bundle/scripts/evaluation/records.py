@@ -6,7 +6,7 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, Hashable, Mapping, Sequence
+from typing import Any, Hashable, Mapping, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,14 @@ from torch import Tensor
 
 from ..errors import require_writable
 from ..files import write_atomically
-from ..metrics import anatomy_sizes, gradient_profile, hu_histogram, radial_power_spectrum, soft_tissue_grain
+from ..metrics import (
+    OrganSegmenter,
+    anatomy_sizes,
+    gradient_profile,
+    hu_histogram,
+    radial_power_spectrum,
+    soft_tissue_grain,
+)
 from .volume_sets import VolumeSet
 
 Records = dict[str, Tensor]  # of a set: each entry stacked, (N, ...)
@@ -108,7 +115,15 @@ class RecordStore:
 
 
 class RecordWriter:
-    """Writes the record of each volume that an evaluator has made features of."""
+    """Writes the record of each volume that an evaluator has made features of.
+
+    Args:
+        segmenter: that adds the sizes of organs, if any. It is no transform, as it needs the device itself.
+        field_of_view_mm: size of the grid along each axis.
+    """
+
+    def __init__(self, segmenter: Optional[OrganSegmenter], field_of_view_mm: Sequence[float]) -> None:
+        self.segmenter, self.field_of_view_mm = segmenter, field_of_view_mm
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
@@ -118,4 +133,8 @@ class RecordWriter:
         for index, (path, features) in enumerate(zip(batch["record"], engine.state.output["pred"])):
             record = {name: values[index].clone() for name, values in batch["measures"].items()}
             record["features"] = features.cpu().clone()
+            if self.segmenter is not None:
+                volume = batch["image"][index, 0]
+                spacing = [size / n for size, n in zip(self.field_of_view_mm, volume.shape)]
+                record["organs"] = self.segmenter(volume, spacing)
             write_atomically(path, partial(torch.save, record))

@@ -9,7 +9,7 @@ import numpy as np
 from monai.data import Dataset
 
 from ..data.pictures import BONE_WINDOW, LUNG_WINDOW, MEDIASTINAL_WINDOW, preview_picture
-from ..metrics import ANATOMY_NAMES, HU_BANDS
+from ..metrics import ANATOMY_NAMES, HU_BANDS, ORGAN_NAMES
 from .figures import dot_plot, legend, line_plot
 from .page import STYLE, as_array, data_uri, formatted, minus
 from .records import Records
@@ -153,9 +153,13 @@ def _plots(results: Mapping[str, Any], records: Mapping[str, Records]) -> str:
             f"stride {stride}, are seams.",
         ),
     ]
-    for index, label in enumerate(ANATOMY_NAMES):
-        values = {name: one["anatomy"][:, index].tolist() for name, one in records.items()}
-        figures.append((dot_plot(values, label), "By thresholds. One dot per volume, the bar is the median."))
+    for entry, labels, source in (
+        ("anatomy", ANATOMY_NAMES, "By thresholds"),
+        ("organs", ORGAN_NAMES, "By TotalSegmentator"),
+    ):
+        for index, label in enumerate(labels if entry in records["real"] else ()):
+            values = {name: one[entry][:, index].tolist() for name, one in records.items()}
+            figures.append((dot_plot(values, label), f"{source}. One dot per volume, the bar is the median."))
     body = "".join(f"<figure>{svg}<figcaption>{caption}</figcaption></figure>" for svg, caption in figures)
     return f'<h2>Distributions</h2>{legend(list(records))}<div class="plots">{body}</div>'
 

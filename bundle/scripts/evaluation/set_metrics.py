@@ -10,6 +10,7 @@ from torch import Tensor
 from ..metrics import (
     ANATOMY_NAMES,
     HU_BANDS,
+    ORGAN_NAMES,
     cubic_kernel,
     fid,
     median_bandwidth,
@@ -121,8 +122,8 @@ def _grain(a: Records, u: Tensor) -> Tensor:
     return _mean(a["grain"], u)
 
 
-def _anatomy(index: int) -> Callable[..., Tensor]:
-    return lambda a, u: _mean(a["anatomy"][:, index], u)
+def _column(entry: str, index: int) -> Callable[..., Tensor]:
+    return lambda a, u: _mean(a[entry][:, index], u)
 
 
 def comparison_metrics(hu_window: Sequence[float]) -> list[SetMetric]:
@@ -154,7 +155,9 @@ def _neighbour_metric(name: str, meaning: str) -> SetMetric:
     return SetMetric(name, _neighbours(name), meaning, "higher", "diversity", NUM_NEIGHBOURS + 2, of_features=True)
 
 
-def property_metrics(grid: Sequence[int], hu_window: Sequence[float], seam_strides: Sequence[int]) -> list[SetMetric]:
+def property_metrics(
+    grid: Sequence[int], hu_window: Sequence[float], seam_strides: Sequence[int], with_organs: bool = False
+) -> list[SetMetric]:
     """Numbers of one set, to be read beside those of the real volumes, in the order of the report."""
     metrics = [
         SetMetric("grain (HU)", _grain, "median that a 3x3x3 mean takes out of soft tissue", "real", "appearance")
@@ -173,9 +176,13 @@ def property_metrics(grid: Sequence[int], hu_window: Sequence[float], seam_strid
         SetMetric(f"{band} (% of voxels)", _band_share(band, hu_window[0]), _hu(band), "real", "HU bands")
         for band in _bands_in(hu_window)
     ]
+    sources: list[tuple[str, Sequence[str], str]] = [("anatomy", ANATOMY_NAMES, "by thresholds")]
+    if with_organs:
+        sources.append(("organs", ORGAN_NAMES, "by TotalSegmentator"))
     return metrics + [
-        SetMetric(name, _anatomy(index), "by thresholds, mean over volumes", "real", "anatomy")
-        for index, name in enumerate(ANATOMY_NAMES)
+        SetMetric(name, _column(entry, index), f"{source}, mean over volumes", "real", "anatomy")
+        for entry, names, source in sources
+        for index, name in enumerate(names)
     ]
 
 

@@ -14,5 +14,6 @@ from .appearance import (
 from .distribution import Moments, cubic_kernel, fid, frechet_distance, median_bandwidth, rbf_kernel, squared_mmd
 from .features import FeatureExtractor
 from .neighbours import NearestVolumes, nearest_training_volumes, neighbour_scores
+from .organs import ORGAN_NAMES, OrganSegmenter
 from .resampling import Estimate, bootstrap_weights, estimate, random_halves
 from .structural_similarity import ms_ssim_metric, ms_ssim_settings, random_pairs
