@@ -1,12 +1,16 @@
-"""Tiny networks and volumes for all tests."""
+"""Tiny networks, volumes and data sets for all tests."""
 
 from __future__ import annotations
+
+import json
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ingest import SIDE_MM
 
+from scripts.data import chest_phantom, prepare_dataset
 from scripts.networks import build_prdit
 
 
@@ -64,3 +68,27 @@ def one_line():
         assert [word for word in words if str(word) not in message] == [], message
 
     return check
+
+
+@pytest.fixture(scope="module")
+def chest():
+    """A phantom in HU, (X, Y, Z), RAS, 32 voxels of 10 mm."""
+    return chest_phantom(3, (32, 32, 32), (320, 320, 320))
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """Runs prepare_dataset in this process on 32 voxels of 10 mm; returns the exit status, folder and records."""
+
+    def run(source, folder="set", **settings):
+        folder = tmp_path / folder
+        settings = {"spacing": SIDE_MM, "size": 32, "center": "volume", "num_workers": 0, **settings}
+        status = 0
+        try:
+            prepare_dataset(source, folder, salt_file=tmp_path / "salt", **settings)
+        except SystemExit as stop:
+            status = stop.code
+        records = [json.loads(path.read_text()) for path in sorted((folder / "records").glob("*.json"))]
+        return status, folder, records
+
+    return run

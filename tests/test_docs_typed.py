@@ -71,14 +71,21 @@ def typed_here(page, *kinds):
     return [line for line in dict.fromkeys(lines) if of_kind[line] in kinds]
 
 
+LONG_LINES = [
+    pytest.param(line, id=re.sub(r"\W+", "-", line)[:150])
+    for page in PAGES
+    for line in typed_here(page, MANY_PROCESSES, SCRIPT)
+]
+
+
 class Folder:
     """A folder that looks like the repository to a command and has what the command is told to read."""
 
     def __init__(self, path):
         self.path = path
         (path / "bundle" / "models").mkdir(parents=True)
-        (path / "bundle" / "configs").symlink_to(ROOT / "bundle" / "configs")
-        (path / "benchmarks").symlink_to(ROOT / "benchmarks")
+        for name in ("bundle/configs", "bundle/scripts", "benchmarks"):
+            (path / name).symlink_to(ROOT / name)
         for name in ("model.pt", "model.json"):
             shutil.copy(ROOT / "bundle" / "models" / name, path / "bundle" / "models")
 
@@ -162,7 +169,7 @@ def test_the_commands_of_a_page_run_one_after_another(page, folder, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for page in PAGES for line in typed_here(page, MANY_PROCESSES, SCRIPT)])
+@pytest.mark.parametrize("line", LONG_LINES)
 def test_commands_of_many_processes_and_benchmarks_run(line, folder):
     words = folder.ready(line)
     words = [word.replace("--nproc_per_node=8", "--nproc_per_node=2") for word in words]

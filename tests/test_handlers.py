@@ -1,0 +1,188 @@
+"""Handlers of a training run: guards, learning rate, seeds, and its files."""
+
+import csv
+import math
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+from monai.transforms import Compose, RandFlipd
+from test_training import build_stage2
+
+from scripts.training import EpochSeed, GradientGuard, LearningRateSchedule, LossCSV, TrainingCheckpoint
+
+# handlers
+
+
+def trainer_with_guard(items, max_bad_steps):
+    """MONAI's trainer on a linear layer, with the weights after each step; an item is the value of its batch."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 1)
+    data = [{"image": torch.full((2, 3), float(item)), "label": torch.zeros(2, 1)} for item in items]
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=data,
+        network=network,
+        optimizer=torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.1),
+        loss_function=torch.nn.MSELoss(),
+        train_handlers=[GradientGuard(network, max_bad_steps=max_bad_steps)],
+        decollate=False,
+    )
+    weights = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: weights.append(network.weight.detach().clone()))
+    return trainer, network, weights
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_without_finite_gradient_leaves_the_weights_alone(bad):
+    """Not even weight decay moves them."""
+    trainer, network, weights = trainer_with_guard([1, bad, bad, 1, bad, 1], max_bad_steps=3)
+    trainer.run()
+    moved = [not torch.equal(a, b) for a, b in zip(weights, weights[1:])]
+    assert moved == [False, False, True, False, True]
+    assert torch.isfinite(network.weight).all()
+
+
+def test_training_stops_after_bad_steps_in_a_row(one_line):
+    items = [1, math.nan, 1, math.nan, math.nan, math.nan, 1]
+    trainer, network, weights = trainer_with_guard(items, max_bad_steps=3)
+    with pytest.raises(ValueError) as raised:
+        trainer.run()
+    one_line(raised, "3 steps in a row", "step 6")
+    assert torch.isfinite(network.weight).all() and torch.equal(network.weight, weights[2])
+
+
+def test_gradients_are_clipped_together():
+    network = torch.nn.Linear(3, 1)
+    for parameter, size in zip(network.parameters(), (30.0, 40.0)):
+        parameter.grad = torch.full_like(parameter, size / math.sqrt(parameter.numel()))
+    guard = GradientGuard(network, max_norm=5.0)
+    guard(Engine(lambda *_: None))
+    norms = [float(parameter.grad.norm()) for parameter in network.parameters()]
+    assert norms == pytest.approx([3.0, 4.0], rel=1e-4)
+    guard.max_norm = 10.0
+    guard(Engine(lambda *_: None))
+    assert [float(parameter.grad.norm()) for parameter in network.parameters()] == pytest.approx(norms, rel=1e-6)
+
+
+def rates(schedule, **settings):
+    """Learning rates of 10 steps in 2 epochs."""
+    network = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD([{"params": [network.weight], "lr": 2.0}, {"params": [network.bias], "lr": 1.0}])
+    handler, seen = LearningRateSchedule(optimizer, **settings), []
+    engine = Engine(lambda *_: seen.append(tuple(group["lr"] for group in optimizer.param_groups)))
+    handler.attach(engine)
+    if schedule:  # a continued run
+        engine.load_state_dict({"iteration": schedule, "max_epochs": 2, "epoch_length": 5})
+    engine.run(range(5), max_epochs=2)
+    assert all(first == pytest.approx(2 * second) for first, second in seen)
+    return [second for _, second in seen]
+
+
+def test_learning_rate_is_constant_as_in_the_paper():
+    assert rates(0) == [1.0] * 10
+
+
+def test_learning_rate_warms_up_and_decays():
+    decay = [0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(1, 7)]
+    expected = [0.25, 0.5, 0.75, 1.0, *decay]
+    assert rates(0, warmup_steps=4, decay_to=0.2) == pytest.approx(expected)
+    assert rates(0, warmup_steps=4, decay_to=0.2)[-1] == pytest.approx(0.2)
+    assert rates(5, warmup_steps=4, decay_to=0.2) == pytest.approx(expected[5:])
+
+
+def draws(start_epoch, **settings):
+    """What PyTorch and a random transform draw in epochs up to 3; start_epoch epochs are already done."""
+    transform = Compose([RandFlipd("image", prob=0.5, spatial_axis=0)])
+    image = {"image": torch.arange(4.0).reshape(1, 4, 1, 1)}
+    seen = []
+    engine = Engine(
+        lambda e, _: seen.append((e.state.epoch, float(torch.rand(())), float(transform(image)["image"][0, 0, 0, 0])))
+    )
+    EpochSeed(transform=transform, **settings).attach(engine)
+    if start_epoch:
+        engine.load_state_dict({"iteration": 20 * start_epoch, "max_epochs": 3, "epoch_length": 20})
+    engine.run(range(20), max_epochs=3)
+    return seen
+
+
+def test_continued_run_draws_what_an_unbroken_one_would():
+    torch.manual_seed(5)
+    unbroken = draws(0, seed=3)
+    torch.manual_seed(6)
+    assert draws(1, seed=3) == unbroken[20:] and draws(2, seed=3) == unbroken[40:]
+    assert {flipped for _, _, flipped in unbroken} == {0.0, 3.0}
+
+
+def test_epochs_seeds_and_ranks_draw_differently():
+    runs = [draws(0, seed=3), draws(0, seed=4), draws(0, seed=3, rank=1)]
+    numbers = [number for run in runs for _, number, _ in run]
+    assert len(set(numbers)) == len(numbers) == 180
+
+
+# files of a run
+
+
+def run_with_checkpoints(folder, network, losses, keep=2):
+    """A run whose epochs validate with the given losses and move every weight by 1."""
+    optimizer, average = torch.optim.SGD(network.parameters(), lr=1.0), build_stage2(depth=0)
+    evaluator = Engine(lambda *_: None)
+
+    def step(*_):
+        with torch.no_grad():
+            for parameter, copy in zip(network.parameters(), average.parameters()):
+                parameter += 1
+                copy.copy_(parameter)
+        return {"pred": torch.ones(1, 2, 1, 1, 1), "label": torch.zeros(1, 2, 1, 1, 1)}
+
+    def validate(engine):
+        evaluator.state.epoch, evaluator.state.metrics = engine.state.epoch, {
+            "val_loss": losses[engine.state.epoch - 1]
+        }
+
+    trainer = Engine(step)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    TrainingCheckpoint(str(folder), "local", network, average, optimizer, evaluator, {"stage": "local"}, keep).attach(
+        trainer
+    )
+    LossCSV(folder / "losses.csv", optimizer, evaluator).attach(trainer)
+    trainer.run(range(3), max_epochs=len(losses))
+    return trainer
+
+
+def test_best_weights_and_last_checkpoints_are_kept(tmp_path):
+    torch.manual_seed(0)
+    network = build_stage2(depth=0)
+    start = network.time.bias.detach().clone()
+    run_with_checkpoints(tmp_path, network, [3.0, 1.0, 2.0])
+    best = torch.load(tmp_path / "local.pt", weights_only=True)
+    torch.testing.assert_close(best["time.bias"], start + 6)  # after the second epoch of three steps
+    names = {path.name for path in tmp_path.glob("*.pt")}
+    assert names == {"local.pt", "local_checkpoint_epoch=2.pt", "local_checkpoint_epoch=3.pt"}
+
+
+def test_a_new_run_continues_the_broken_one(tmp_path):
+    first = build_stage2(depth=0)
+    start = first.time.bias.detach().clone()
+    run_with_checkpoints(tmp_path, first, [3.0, 1.0])
+    second = build_stage2(depth=0)
+    trainer = run_with_checkpoints(tmp_path, second, [3.0, 1.0, 2.0, 0.5])
+    assert trainer.state.epoch == 4 and trainer.state.iteration == 12
+    torch.testing.assert_close(second.time.bias.detach(), start + 12)
+    torch.testing.assert_close(torch.load(tmp_path / "local.pt", weights_only=True)["time.bias"], start + 12)
+    names = {path.name for path in tmp_path.glob("*epoch*.pt")}
+    assert names == {"local_checkpoint_epoch=3.pt", "local_checkpoint_epoch=4.pt"}
+    with open(tmp_path / "losses.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["epoch"]), int(row["step"])) for row in rows] == [(1, 3), (2, 6), (3, 9), (4, 12)]
+    assert [float(row["val_loss"]) for row in rows] == [3.0, 1.0, 2.0, 0.5]
+    assert {(float(row["train_loss"]), float(row["train_noise"])) for row in rows} == {(2.0, 1.0)}
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path, one_line):
+    run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0])
+    with pytest.raises(ValueError) as raised:
+        run_with_checkpoints(tmp_path, build_stage2(depth=0, hidden_size=48), [1.0])
+    one_line(raised, "local_checkpoint_epoch=1.pt", "ckpt_dir")
