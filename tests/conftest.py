@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_runs import train
 from ingest import SIDE_MM
 
 from scripts.data import chest_phantom, prepare_dataset
@@ -92,3 +93,12 @@ def prepare(tmp_path):
         return status, folder, records
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder with both stages trained on tiny phantoms; the tests may read it, not write."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(1, folder, max_epochs=12, ema_decay=0.5, warmup_steps=2)
+    train(2, folder, max_epochs=6, ema_decay=0.5, warmup_steps=2)
+    return folder

@@ -1,96 +1,17 @@
 """The configs as a user runs them, from another folder, at a tiny size."""
 
-import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
-import itk
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from bundle_runs import DATA, assert_refused, losses, run, run_process, sample, train, training
 
 from scripts.data import chest_phantom
-from scripts.errors import is_bad_input, root_cause
 from scripts.inferers import save_volume
-
-CONFIGS = Path(__file__).resolve().parents[1] / "bundle" / "configs"
-DATA = Path(__file__).resolve().parent / "data"
-TINY = {
-    "grid": [16, 16, 16], "hidden_size": 24, "num_heads": 4, "patch_size": 6, "stride": 4, "local_patch_size": 4,
-    "local_stride": 2, "num_phantoms": 8, "num_validation_phantoms": 2, "batch_size": 4, "num_validation_times": 3,
-    "local_window": 2, "depth": 0, "val_interval": 1, "device": "$torch.device('cpu')",
-}  # fmt: skip
-
-
-def config_files(*names):
-    return [str(CONFIGS / f"{name}.yaml") for name in names]
-
-
-def run(run_id, stack, **settings):
-    """Runs a config stack in this process, as `python -m monai.bundle run` does after parsing its arguments."""
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    workflow = ConfigWorkflow(config_files(*stack), run_id=run_id, logging_file=False, workflow_type=None, **given)
-    workflow.initialize()
-    workflow.run()
-
-
-def run_process(run_id, stack, folder, launcher=(), **settings):
-    """Runs a config stack as a user does, in a process of its own, in `folder`; returns the finished process."""
-    files = str(config_files(*stack))
-    command = [sys.executable, *launcher, "-m", "monai.bundle", "run", run_id, "--config_file", files]
-    for name, value in settings.items():
-        command += [f"--{name}", str(value)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-
-
-def training(stage, folder, **settings):
-    """Stack and settings of a tiny training run with its checkpoints in `folder`/ckpt."""
-    stack = ["train"] if stage == 1 else ["train", "train_global"]
-    of_stage = {"depth": 2, "local_window": 0} if stage == 2 else {}
-    return stack, {**TINY, **of_stage, "ckpt_dir": folder / "ckpt", **settings}
-
-
-def train(stage, folder, **settings):
-    stack, given = training(stage, folder, **settings)
-    run("training", stack, **given)
-
-
-def sample(**settings):
-    run("run", ["inference"], **settings)
-
-
-@contextmanager
-def assert_refused(*facts):
-    """Bad input: an error of ours that says the facts in one line, which `errors` prints without a traceback."""
-    with pytest.raises((ValueError, RuntimeError)) as caught:
-        yield
-    cause = root_cause(caught.value)
-    assert is_bad_input(cause), repr(cause)
-    assert "\n" not in str(cause)
-    for fact in facts:
-        assert str(fact) in str(cause)
-
-
-def losses(folder, stage="local"):
-    with open(folder / "ckpt" / f"{stage}_losses.csv") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with both stages trained on tiny phantoms; the tests may read it, not write."""
-    folder = tmp_path_factory.mktemp("trained")
-    train(1, folder, max_epochs=12, ema_decay=0.5, warmup_steps=2)
-    train(2, folder, max_epochs=6, ema_decay=0.5, warmup_steps=2)
-    return folder
 
 
 def test_two_stages_lower_the_validation_loss(trained):
@@ -195,133 +116,6 @@ def test_two_processes_train_and_write_once(tmp_path):
     checkpoints = ["local_checkpoint_epoch=1.pt", "local_checkpoint_epoch=2.pt"]
     assert names == ["local.json", "local.pt", *checkpoints, "local_losses.csv", "logs"]
     assert [row["step"] for row in losses(tmp_path)] == ["2", "4"]  # 8 phantoms, 2 processes of batch 2
-
-
-def test_samples_are_ct_in_hu_with_geometry(trained, tmp_path):
-    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 4, "seed": 5, "bf16": False}
-    settings["predictor_ratio"] = 2.0
-    sample(num_samples=4, batch_size=4, output_dir=tmp_path / "four", **settings)
-    assert (tmp_path / "four" / "preview.png").is_file()
-    image = nib.load(tmp_path / "four" / "seed_000005.nii.gz")
-    hu = np.asanyarray(image.dataobj)
-    assert hu.dtype == np.int16 and hu.shape == (16, 16, 16) and -1000 <= hu.min() < hu.max() <= 1000
-    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
-    assert np.allclose(image.header.get_zooms(), 20) and image.header.get_xyzt_units()[0] == "mm"
-    assert image.header["sform_code"] > 0 and image.header["qform_code"] > 0
-    assert np.allclose(image.get_sform(), image.get_qform(), atol=1e-4)
-    # ITK sees the same voxels at the same place, in its own orientation LPS
-    other = itk.imread(str(tmp_path / "four" / "seed_000005.nii.gz"))
-    assert np.array_equal(itk.array_from_image(other).transpose(2, 1, 0), hu)
-    assert np.allclose(np.array(other.GetOrigin()) * [-1, -1, 1], image.affine[:3, 3], atol=1e-3)
-    sidecar = json.loads((tmp_path / "four" / "seed_000005.json").read_text())
-    weights = json.loads((trained / "ckpt" / "model.json").read_text())["sha256"]
-    assert sidecar["seed"] == 5 and sidecar["weights_sha256"] == weights and sidecar["num_inference_steps"] == 4
-    # the same seed in a batch of one is the same volume
-    sample(num_samples=1, batch_size=1, output_dir=tmp_path / "one", **settings)
-    alone = np.asanyarray(nib.load(tmp_path / "one" / "seed_000005.nii.gz").dataobj)
-    assert np.abs(alone.astype(int) - hu).max() <= 1
-
-
-def test_a_broken_sampling_run_continues_and_never_overwrites(trained, tmp_path, capsys):
-    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "output_dir": tmp_path / "out"}
-    sample(num_samples=2, **settings)
-    first = tmp_path / "out" / "seed_000000.nii.gz"
-    before = first.stat().st_mtime_ns
-    (tmp_path / "out" / "seed_000001.json").unlink()  # as if the run had been killed before it was done
-    capsys.readouterr()
-    sample(num_samples=3, **settings)
-    assert "2 volumes written" in capsys.readouterr().out
-    assert first.stat().st_mtime_ns == before and (tmp_path / "out" / "seed_000002.json").is_file()
-    sample(num_samples=3, **settings)
-    assert "0 volumes written" in capsys.readouterr().out
-    with assert_refused("num_inference_steps"):
-        sample(num_samples=3, **{**settings, "num_inference_steps": 3})
-    assert first.stat().st_mtime_ns == before
-    sample(num_samples=1, **{**settings, "num_inference_steps": 3}, overwrite=True)
-    assert first.stat().st_mtime_ns > before
-
-
-@pytest.mark.parametrize(
-    ("settings", "fact"),
-    [
-        ({"num_inference_steps": 0}, "num_inference_steps must be 1 to 1000"),
-        ({"num_inference_steps": 1001}, "num_inference_steps must be 1 to 1000"),
-        ({"predictor_ratio": 0.5}, "predictor_ratio must be at least 1"),
-        ({"solver": "plms"}, "solver must be one of"),
-        ({"spacing": "karras"}, "spacing must be one of"),
-        ({"eta": 2}, "eta must be 0 to 1"),
-        ({"eta": 0.5, "predictor_ratio": 2}, "predictor_ratio or eta, not both"),
-        ({"solver": "heun", "num_inference_steps": 5}, "must be a multiple of 2"),
-        ({"prediction": "velocity"}, "prediction must be null or noise"),
-        ({"process_name": "flow_matching"}, "trained with the process cosine_sine"),
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"chunk_tokens": -1}, "chunk_tokens must be 0 or more"),
-        ({"memory_gb": 0}, "memory_gb must be more than 0"),
-        ({"memory_gb": 8, "grid": 4096}, "choose a smaller grid"),
-        ({"num_samples": 0}, "num_samples must be 1 or more"),
-        ({"grid": [15, 16, 16]}, "grid must be three multiples"),
-        ({"output_dir": "/proc/nowhere"}, "output_dir /proc/nowhere is not writable"),
-        ({"ckpt_path": "nothing.pt"}, "no checkpoint at nothing.pt"),
-    ],
-)
-def test_bad_settings_of_sampling(trained, tmp_path, settings, fact):
-    given = {"ckpt_path": trained / "ckpt" / "model.pt", "output_dir": tmp_path / "out", "num_inference_steps": 2}
-    with assert_refused(fact):
-        sample(**{**given, **settings})
-
-
-def test_every_solver_samples_and_says_so(trained, tmp_path):
-    """As a user names it; the JSON holds what was used, defaults included."""
-    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_samples": 1, "num_inference_steps": 4}
-    volumes = {}
-    for solver, given, used in (
-        ("predictor_corrector", {}, (2.0, None)),
-        ("euler", {}, (1.0, None)),
-        ("heun", {"predictor_ratio": 1.5}, (1.5, None)),
-        ("rk4", {}, (1.0, None)),
-        ("adams_bashforth", {"spacing": "uniform"}, (1.0, None)),
-        ("ddim", {"eta": 1.0}, (None, 1.0)),
-        ("multistep", {"prediction": "noise"}, (3.0, None)),
-        ("dpm_solver", {}, (1.0, None)),
-    ):
-        sample(**settings, solver=solver, **given, output_dir=tmp_path / solver)
-        sidecar = json.loads((tmp_path / solver / "seed_000000.json").read_text())
-        assert (sidecar["solver"], sidecar["predictor_ratio"], sidecar["eta"]) == (solver, *used)
-        expected = {"spacing": "quadratic", "prediction": None, **given, "process": "cosine_sine"}
-        assert {name: sidecar[name] for name in expected} == expected
-        volumes[solver] = np.asanyarray(nib.load(tmp_path / solver / "seed_000000.nii.gz").dataobj)
-    assert len({volume.tobytes() for volume in volumes.values()}) == len(volumes)
-
-
-@pytest.mark.slow
-def test_two_processes_sample_what_one_does(trained, tmp_path):
-    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "num_samples": 3, "bf16": False}
-    settings |= {"device": "$torch.device('cpu')"}
-    sample(output_dir=tmp_path / "one", **settings)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    stack = ["inference", "multi_gpu"]
-    # again with one volume to do, which leaves a process without work
-    for written in (3, 1):
-        process = run_process("run", stack, tmp_path, launcher, output_dir=tmp_path / "two", **settings)
-        assert process.returncode == 0, process.stderr
-        assert f"{written} volumes written" in process.stdout and process.stdout.count("volumes written") == 1
-        names = sorted(path.name for path in (tmp_path / "one").iterdir())
-        assert sorted(path.name for path in (tmp_path / "two").iterdir()) == names
-        for seed in range(3):
-            one, two = (nib.load(tmp_path / name / f"seed_{seed:06d}.nii.gz") for name in ("one", "two"))
-            assert np.array_equal(one.get_fdata(), two.get_fdata()) and np.array_equal(one.affine, two.affine)
-            one, two = ((tmp_path / name / f"seed_{seed:06d}.json").read_text() for name in ("one", "two"))
-            assert one == two
-        (tmp_path / "two" / "seed_000001.json").unlink()
-
-
-def test_memory_of_the_card_chooses_the_batch(trained, tmp_path):
-    """The same volumes, whatever fits."""
-    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "num_samples": 2, "bf16": False}
-    for name, given in (("alone", {}), ("together", {"memory_gb": 8})):
-        sample(output_dir=tmp_path / name, **settings, **given)
-    alone, together = (nib.load(tmp_path / name / "seed_000001.nii.gz").get_fdata() for name in ("alone", "together"))
-    assert np.abs(alone - together).max() <= 1
 
 
 def test_flow_matching_in_every_stack(tmp_path, trained):

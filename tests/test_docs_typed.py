@@ -12,8 +12,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from bundle_runs import DATA
 from conftest import randomise
-from test_bundle import DATA
 from test_docs import PAGES, ROOT, arguments, commands, config_stack
 from test_high_resolution_training import HIGH
 

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from test_bundle import assert_refused, run, run_process
+from bundle_runs import assert_refused, run, run_process
 
 from scripts.data import chest_phantom
 from scripts.data.transforms import grid_affine

@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_runs import assert_refused, run, train
 from monai.inferers import DiffusionInferer
-from test_bundle import assert_refused, run, train
 from test_high_resolution import make_high
 
 from scripts.networks.high_resolution import cut_windows

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from test_bundle import run
+from bundle_runs import run
 from test_evaluation import QUICK, phantom, write
 
 from scripts.metrics import ORGAN_NAMES, OrganSegmenter

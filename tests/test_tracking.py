@@ -3,8 +3,8 @@
 import sqlite3
 
 import pytest
+from bundle_runs import config_files, losses, run, training
 from monai.bundle import ConfigParser
-from test_bundle import config_files, losses, run, training
 
 
 def test_the_overlay_adds_a_handler_to_training_and_one_to_validation():

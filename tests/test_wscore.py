@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_bundle import assert_refused, run
+from bundle_runs import assert_refused, run
 from test_evaluation import phantom, write
 
 from scripts.metrics.critic import CriticPairs, critic_losses, critic_network, gradient_penalty, held_out, w_scores
