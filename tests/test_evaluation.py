@@ -173,6 +173,9 @@ def test_two_processes_give_the_same_numbers(planted, tmp_path):
     assert process.stdout.count("generated (N = 10) against real") == 1  # rank 0 alone
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert one["distances"] == two["distances"] and one["properties"] == two["properties"]
+    # again, with nothing left to measure
+    process = run_process("run", ["evaluate", "multi_gpu"], tmp_path, launcher, **folders, **settings)
+    assert process.returncode == 0, process.stderr[-2000:]
 
 
 def test_a_sweep_samples_every_combination_once_and_compares_them(make_network, tmp_path):

@@ -19,6 +19,7 @@ from scripts.training import (
     prediction_errors,
     trained_module,
     training_batches,
+    validation_share,
     with_frozen_local,
 )
 
@@ -146,6 +147,14 @@ def test_validation_leaves_the_global_random_state_alone(make_volume):
     torch.manual_seed(1)
     ValidationPrepareBatch(CosineSineScheduler())({"image": make_volume(1, 1, 4, 4, 4), "index": torch.tensor([0])})
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_processes_share_the_validation_volumes(one_line):
+    shares = [validation_share(range(7), rank, 3) for rank in range(3)]
+    assert sorted(index for share in shares for index in share) == list(range(7))
+    with pytest.raises(ValueError) as raised:
+        validation_share(range(2), 0, 3)
+    one_line(raised, "2 validation volumes", "3 processes")
 
 
 # loss

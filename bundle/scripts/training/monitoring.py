@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any, Sequence, Union
+from typing import Any, Sequence, Sized, Union
 
 import torch
 from ignite.engine import Engine, Events
@@ -12,6 +12,19 @@ from ignite.metrics import Average
 from tqdm import tqdm
 
 from .losses import NOISE_AND_SIGNAL, loss_terms
+
+
+def validation_share(dataset: Sized, rank: int, world_size: int) -> range:
+    """Indices of the volumes that one of several processes validates on.
+
+    Raises:
+        ValueError: in one line, when a process would have none: the others would wait for its metrics for ever.
+    """
+    if len(dataset) < world_size:
+        raise ValueError(
+            f"there are {len(dataset)} validation volumes for {world_size} processes; use fewer processes or validate on more"
+        )
+    return range(rank, len(dataset), world_size)
 
 
 class LossMetric(Average):
