@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from parametrization import bundle
 from quality import FIRST_REFERENCE, load_generated, measure, phantoms, print_table
+from sampling import forward_flop
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.metrics import radial_power_spectrum, spectrum_error  # quality.py has made the package known
-from scripts.networks import build_high_resolution, build_network, network_from_checkpoint, read_settings
+from scripts.networks import build_high_resolution, network_from_checkpoint, read_settings
 from scripts.networks.high_resolution import upsample_trilinear
 from scripts.schedulers import build_scheduler
 from scripts.training import ValidationPrepareBatch, prediction_errors
@@ -44,18 +44,6 @@ ARMS = ("upsampled", "high resolution", "direct")
 # work
 
 
-def forward_flop(settings: dict, grid: int, part: Callable[[nn.Module], nn.Module] | None = None) -> float:
-    """Operations of one call on one volume, or those of a part of the network; on tensors without memory."""
-    with torch.device("meta"):
-        network, x, t = build_network(**settings).eval(), torch.empty(1, 1, grid, grid, grid), torch.empty(1)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        if part is None:
-            network(x, t)
-        else:
-            part(network)(x, torch.empty(1, settings["hidden_size"], device="meta"))
-    return float(counter.get_total_flops())
-
-
 def share_of(window: int, stride: int, grid: int) -> float:
     """Share of a volume that a window of patches covers; 0 patches are all."""
     return min(1.0, window * stride / grid) ** 3 if window else 1.0
@@ -63,14 +51,14 @@ def share_of(window: int, stride: int, grid: int) -> float:
 
 def two_stage_flop(settings: dict, grid: int, args: argparse.Namespace, local_epochs: int, global_epochs: int) -> float:
     """Training both stages: stage 1 on windows, then stage 2 on a frozen stage 1."""
-    local = forward_flop(settings, grid, lambda network: network.local)
+    local = forward_flop(settings, grid, part=lambda network: network.local)
     stage_1 = 3 * local * share_of(args.local_window, settings["local_stride"], grid)
     stage_2 = 3 * forward_flop(settings, grid) - 2 * local
     return args.num_phantoms * (local_epochs * stage_1 + global_epochs * stage_2)
 
 
 def refiner_flop(settings: dict, grid: int, args: argparse.Namespace) -> float:
-    refiner = forward_flop(settings, grid, lambda network: network.refiner)
+    refiner = forward_flop(settings, grid, part=lambda network: network.refiner)
     backbone = forward_flop(settings["backbone"], grid // args.factor)
     each = backbone + 3 * refiner * share_of(args.refiner_window, settings["stride"], grid)
     return args.num_phantoms * args.refiner_epochs * each

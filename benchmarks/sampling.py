@@ -22,10 +22,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Optional
 
 import torch
 from monai.inferers import DiffusionInferer
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
@@ -56,13 +57,16 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def forward_flop(network: DenoisingNetwork, grid: int, batch: int) -> float:
-    """Floating-point operations of one call, counted on tensors without memory."""
+def forward_flop(
+    settings: dict[str, Any], grid: int, batch: int = 1, part: Optional[Callable[[nn.Module], nn.Module]] = None
+) -> float:
+    """Floating-point operations of one call, or of the part that makes one of the network; on tensors without memory."""
     with torch.device("meta"):
-        twin = build_network(**network.settings).eval()
+        network = build_network(**settings).eval()
         x = torch.empty(batch, network.settings["in_channels"], grid, grid, grid)
+        time = torch.empty(1) if part is None else torch.empty(1, settings["hidden_size"])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(x, torch.empty(1, device="meta"))
+        (network if part is None else part(network))(x, time)
     return float(counter.get_total_flops())
 
 
@@ -111,7 +115,7 @@ def measure(args: argparse.Namespace, grid: int, batch: int, variant: str) -> di
     torch.manual_seed(0)
     network = make_network(args)
     calculated = peak_gb(network.settings, [grid] * 3, batch, args.chunk_tokens, bf16)
-    flop = forward_flop(network, grid, batch)
+    flop = forward_flop(network.settings, grid, batch)
     network = inference_network(network, device, bf16, compile=variant == "compiled")
     start = time.perf_counter()
     run_steps(variant, network, grid, batch, 1, device)

@@ -34,6 +34,7 @@ def totalsegmentator(monkeypatch):
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "totalsegmentator", package)
+    monkeypatch.setattr("scripts.metrics.organs.version", lambda name: "2.18.0")
     return calls
 
 
@@ -59,7 +60,7 @@ def test_totalsegmentator_is_asked_for_in_one_line(monkeypatch, totalsegmentator
     segmenter.segment = offline
     with pytest.raises(ValueError) as raised:
         segmenter(torch.zeros(4, 4, 4), [10.0] * 3)
-    one_line(raised, "TotalSegmentator", "weights")
+    one_line(raised, "TotalSegmentator stopped: ConnectionError", "totalseg_download_weights -t total_fast")
     monkeypatch.setitem(sys.modules, "totalsegmentator.python_api", None)
     with pytest.raises(ValueError) as raised:
         OrganSegmenter(torch.device("cpu"))
@@ -74,6 +75,6 @@ def test_the_report_has_organs(totalsegmentator, tmp_path):
     run("run", ["evaluate", "totalsegmentator"], **folders, **settings)
     assert len(totalsegmentator) == 4  # each volume once
     results = json.loads((tmp_path / "output" / "metrics.json").read_text())
-    assert results["settings"]["segmenter"] == {"task": "total", "fast": True}
+    assert results["settings"]["segmenter"] == {"TotalSegmentator": "2.18.0", "task": "total", "fast": True}
     assert set(results["properties"]["generated"]) >= {"lungs (ml)", "number of ribs", "lung volume (l)"}
     assert "By TotalSegmentator" in (tmp_path / "output" / "report.html").read_text(encoding="utf-8")

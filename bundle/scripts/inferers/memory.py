@@ -36,10 +36,9 @@ def peak_gb(network: dict, grid: Sequence[int], batch_size: int, chunk_tokens: i
         model = build_network(**network)
     size = 2 if bf16 else 4
     weights = size * sum(parameter.numel() for parameter in model.parameters())
-    held = (
-        4 * batch_size * math.prod(grid) * 2 * model.settings["in_channels"]
-    )  # the sample and what a solver remembers
-    return (weights + held + _call_bytes(model, batch_size, math.prod(grid), chunk_tokens, size)) / 1e9
+    voxels = math.prod(grid)
+    held = 4 * batch_size * voxels * 2 * model.settings["in_channels"]  # the sample and what a solver remembers
+    return (weights + held + _call_bytes(model, batch_size, voxels, chunk_tokens, size)) / 1e9
 
 
 def _local_bytes(

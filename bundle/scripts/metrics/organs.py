@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any, Sequence
 
 import nibabel as nib
@@ -33,7 +34,7 @@ class OrganSegmenter:
         fast: its network for 3 mm instead of that for 1.5 mm.
 
     Raises:
-        ValueError: in one line, when TotalSegmentator is not installed, or its weights cannot be fetched.
+        ValueError: in one line, when TotalSegmentator is not installed, or stops, mostly for want of its weights.
     """
 
     def __init__(self, device: torch.device, fast: bool = True) -> None:
@@ -51,19 +52,19 @@ class OrganSegmenter:
     @property
     def settings(self) -> dict[str, Any]:
         """What the sizes depend on besides the volume."""
-        return {"task": "total", "fast": self.fast}
+        return {"TotalSegmentator": version("TotalSegmentator"), "task": "total", "fast": self.fast}
 
     def __call__(self, volume: Tensor, spacing_mm: Sequence[float]) -> Tensor:
-        """(X, Y, Z) -> (10,), in the order of `ORGAN_NAMES`."""
-        image = nib.Nifti1Image(volume.cpu().numpy().astype(np.int16), np.diag([*spacing_mm, 1.0]))
+        """(X, Y, Z) in HU, spacing in mm -> (10,), ml and numbers in the order of `ORGAN_NAMES`."""
+        image = nib.Nifti1Image(volume.round().cpu().numpy().astype(np.int16), np.diag([*spacing_mm, 1.0]))
         device = "cpu" if self.device.type == "cpu" else f"gpu:{self.device.index or 0}"
         try:
             labels = self.segment(image, None, ml=True, fast=self.fast, quiet=True, device=device, skip_saving=True)
         except OSError as error:  # requests' errors, too
             task = "total_fast" if self.fast else "total"
             raise ValueError(
-                f"TotalSegmentator cannot fetch its weights ({type(error).__name__}); with a network at hand: "
-                f"totalseg_download_weights -t {task}"
+                f"TotalSegmentator stopped: {error.strerror or type(error).__name__}; if it could not fetch its weights, "
+                f"run totalseg_download_weights -t {task} where there is a network"
             ) from None
         voxels = np.bincount(np.asarray(labels.dataobj).astype(np.int64).ravel(), minlength=256)
         return self._sizes(voxels * np.prod(spacing_mm) / 1000)
