@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
 from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, RandFlipd
 from test_training import build_stage2
 
-from scripts.training import EpochSeed, GradientGuard, LearningRateSchedule, LossCSV, TrainingCheckpoint
+from scripts.training import EMAWarmUp, EpochSeed, GradientGuard, LearningRateSchedule, LossCSV, TrainingCheckpoint
 
 # handlers
 
@@ -91,6 +92,34 @@ def test_learning_rate_warms_up_and_decays():
     assert rates(0, warmup_steps=4, decay_to=0.2) == pytest.approx(expected)
     assert rates(0, warmup_steps=4, decay_to=0.2)[-1] == pytest.approx(0.2)
     assert rates(5, warmup_steps=4, decay_to=0.2) == pytest.approx(expected[5:])
+
+
+def averaged(decay, steps, start=0, average=None):
+    """The average of a weight that is its step's number, after `steps` steps, `start` of them in a run before."""
+    network = torch.nn.Linear(1, 1)
+    ema = EMAHandler(network, momentum=1 - decay)
+    engine = Engine(lambda engine, _: network.weight.data.fill_(engine.state.iteration))
+    EMAWarmUp(ema).attach(engine)
+    ema.attach(engine)
+    if start:
+        engine.load_state_dict({"iteration": start, "max_epochs": 1, "epoch_length": steps})
+        ema.ema_model.weight.data.fill_(average)
+    engine.run(range(steps), max_epochs=1)
+    return float(ema.ema_model.weight)
+
+
+def test_a_young_average_has_forgotten_the_first_weights():
+    """decay = step / (step + 9) makes the average of 1 to n 0.9 n, by induction; 0.9999 alone leaves it below 0.01 n."""
+    assert averaged(0.9999, 100) == pytest.approx(90)
+    assert averaged(0.9999, 100, start=60, average=averaged(0.9999, 60)) == pytest.approx(averaged(0.9999, 100))
+
+
+def test_an_old_average_has_the_decay_that_was_asked_for():
+    expected = 0.0
+    for step in range(1, 201):
+        decay = min(0.9, step / (step + 9))
+        expected = decay * expected + (1 - decay) * step
+    assert averaged(0.9, 200) == pytest.approx(expected) == pytest.approx(200 - 9, rel=1e-3)
 
 
 def draws(start_epoch, **settings):

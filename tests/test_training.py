@@ -169,6 +169,8 @@ def test_errors_of_noise_and_signal(make_volume):
     output = {"pred": prediction.requires_grad_(), "label": target}
     expected = {"loss": pytest.approx(7.0, rel=1e-5), "noise": pytest.approx(5.0), "signal": pytest.approx(2.0)}
     assert loss_terms(output) == loss_terms([output]) == expected
+    output["pred"] = None
+    assert loss_terms(output) == expected, "each logger computed the terms of a step again"
 
 
 def test_errors_are_computed_in_float32():

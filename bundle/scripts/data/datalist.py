@@ -28,7 +28,8 @@ def ct_datalist(
 
     Returns:
         {'training': items, 'validation': items}; an item has 'image', the path of a file or DICOM folder or the
-        seed of a phantom, 'series', the slices of a DICOM series, 'intensity' where it is not HU, and 'index', its number in the list.
+        seed of a phantom, 'series', the slices of a DICOM series, 'intensity' where it is not HU, and 'index', its
+        number in the list.
 
     Raises:
         ValueError: in one line, when the folder is missing or holds no CT, or dataset.json is wrong.

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver
+from ignite.handlers import Checkpoint, DiskSaver, EMAHandler
 from monai.engines import IterationEvents
 from monai.handlers import CheckpointLoader
 from torch import nn
@@ -81,6 +81,27 @@ class LearningRateSchedule:
         factor = self.factor(engine.state.iteration, engine.state.max_epochs * engine.state.epoch_length)
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
+
+
+class EMAWarmUp:
+    """Lets the average forget faster while a run is young: decay = min(ema_decay, step / (step + 9)).
+
+    Without it a run shorter than 1 / (1 - decay) steps, 10,000 for the paper's 0.9999, keeps and validates little but its
+    random first weights. A function of the iteration alone, so it needs no state; Ignite's own warm-up counts its calls
+    and would begin anew in a continued run.
+
+    Args:
+        ema: Ignite's handler, attached under its default name.
+    """
+
+    def __init__(self, ema: EMAHandler) -> None:
+        self.momentum = ema.momentum
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        engine.state.ema_momentum = max(self.momentum, 9 / (engine.state.iteration + 9))
 
 
 class EpochSeed:

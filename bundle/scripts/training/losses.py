@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
+import torch
 import torch.nn.functional as F
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
@@ -38,8 +39,10 @@ def prediction_errors(
 
 
 def loss_terms(output: Any, predictions: Sequence[str] = NOISE_AND_SIGNAL) -> dict[str, float]:
-    """An engine's output -> its loss and the terms apart, for the loggers."""
+    """An engine's output -> its loss and the terms apart, for the loggers: computed once per step, kept in the output."""
     output = output[0] if isinstance(output, list) else output
-    errors = prediction_errors(output[Keys.PRED].detach(), output[Keys.LABEL], predictions)
-    terms = {name: float(error) for name, error in errors.items()}
-    return {"loss": sum(terms.values()), **terms}
+    key = ("loss_terms", *predictions)
+    if key not in output:
+        errors = prediction_errors(output[Keys.PRED].detach(), output[Keys.LABEL], predictions)
+        output[key] = torch.stack(list(errors.values())).tolist()  # all at once: each wait for a GPU costs
+    return {"loss": sum(output[key]), **dict(zip(predictions, output[key]))}
