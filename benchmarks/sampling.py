@@ -6,11 +6,12 @@
     python benchmarks/sampling.py --ckpt_path bundle/models/model.pt --grid 64
     python benchmarks/sampling.py --factor 2 --grid 256 --chunk_tokens 4096   # a refiner on PRDiT-B/4 at 128^3
 
-Each row is a process of its own, so that its memory is its own. 'plain' is the eager network in MONAI's
-`DiffusionInferer.sample`; 'bundle' is what inference.yaml runs; 'compiled' the same through torch.compile. A variant is
-warmed up by one call and timed over `--steps`; memory is the largest of one call, without what the process had before it
-had a network, and beside it what `scripts.inferers.peak_gb` calculates. The floor is the floating-point work of one
-call at the rate of a large matrix product of the same precision, measured in the same process.
+Each measurement is a process of its own, so that its memory is its own; the variants take turns, and a row holds the
+medians of `--rounds`. 'plain' is the eager network in MONAI's `DiffusionInferer.sample`; 'bundle' is what
+inference.yaml runs; 'compiled' the same through torch.compile. A variant is warmed up by one call and timed over
+`--steps`; memory is the largest of one call, without what the process had before it had a network, and beside it what
+`scripts.inferers.peak_gb` calculates. The floor is the floating-point work of one call at the rate of a large matrix
+product of the same precision, measured in the same process.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -147,6 +149,23 @@ def describe(device: torch.device) -> str:
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads of {name}"
 
 
+def measure_in_turns(args: argparse.Namespace, preset: str, grid: int, batch: int) -> dict[str, dict[str, float]]:
+    """Medians of each variant, each measurement in a process of its own; in turns, for machines that others use too."""
+    rows: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS[: 3 if args.compile else 2]}
+    for _ in range(args.rounds):
+        for variant, measured in rows.items():
+            command = [sys.executable, __file__, "--row", str(grid), str(batch), variant]
+            for name in ("steps", "chunk_tokens", "factor", "device"):
+                command += [f"--{name}", str(getattr(args, name))]
+            command += ["--ckpt_path" if args.ckpt_path else "--preset", preset]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            measured.append(json.loads(output.strip().splitlines()[-1]))
+    return {
+        variant: {name: statistics.median(row[name] for row in measured) for name in measured[0]}
+        for variant, measured in rows.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", nargs="+", default=["PRDiT-B/4"])
@@ -155,6 +174,7 @@ def main() -> None:
     parser.add_argument("--factor", type=int, default=1, help="of the grid over that of the preset, at high resolution")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chunk_tokens", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="add torch.compile")
@@ -164,25 +184,20 @@ def main() -> None:
         args.preset = args.preset[0]
         print(json.dumps(measure(args, int(args.row[0]), int(args.row[1]), args.row[2])))
         return
-    print(f"{describe(torch.device(args.device))}, {args.steps} steps\n")
+    print(f"{describe(torch.device(args.device))}, {args.steps} steps, medians of {args.rounds} rounds\n")
     header = False
     for preset in [args.ckpt_path] if args.ckpt_path else args.preset:
+        name = Path(preset).stem if args.ckpt_path else preset
         for grid in args.grid:
             for batch in args.batch:
-                for variant in VARIANTS[: 3 if args.compile else 2]:
-                    command = [sys.executable, __file__, "--row", str(grid), str(batch), variant]
-                    command += ["--steps", str(args.steps), "--chunk_tokens", str(args.chunk_tokens)]
-                    command += ["--factor", str(args.factor)]
-                    command += ["--device", args.device, "--ckpt_path" if args.ckpt_path else "--preset", preset]
-                    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                    row = json.loads(output.strip().splitlines()[-1])
+                for variant, row in measure_in_turns(args, preset, grid, batch).items():
                     if not header:
                         print("| network | grid | batch | variant | " + " | ".join(row) + " |")
                         print("|" + "---|" * (4 + len(row)))
                         header = True
                     values = " | ".join(f"{value:.3g}" for value in row.values())
-                    name = Path(preset).stem if args.ckpt_path else preset + (f" ↑{grid}" if args.factor > 1 else "")
-                    print(f"| {name} | {grid}³ | {batch} | {variant} | {values} |")
+                    refined = f" ↑{grid}³" if args.factor > 1 else ""
+                    print(f"| {name}{refined} | {grid}³ | {batch} | {variant} | {values} |")
 
 
 if __name__ == "__main__":

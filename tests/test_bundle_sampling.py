@@ -53,6 +53,22 @@ def test_a_broken_sampling_run_continues_and_never_overwrites(trained, tmp_path,
     assert first.stat().st_mtime_ns > before
 
 
+@pytest.mark.parametrize("kind", ["another volume", "no volume", "another JSON"])
+def test_files_that_are_not_ours_are_not_overwritten(kind, trained, tmp_path):
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "output_dir": tmp_path}
+    foreign = tmp_path / ("seed_000000.json" if kind == "another JSON" else "seed_000000.nii.gz")
+    if kind == "another volume":
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), foreign)
+    else:
+        foreign.write_text('["of somebody else"]')
+    content = foreign.read_bytes()
+    with assert_refused(f"{foreign} was not made by this bundle"):
+        sample(num_samples=1, **settings)
+    assert foreign.read_bytes() == content
+    sample(num_samples=1, **settings, overwrite=True)
+    assert foreign.read_bytes() != content
+
+
 @pytest.mark.parametrize(
     ("settings", "fact"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import zlib
 from pathlib import Path
 from typing import Any, Sequence, Union
 
@@ -13,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from nibabel.filebasedimages import ImageFileError
 
 from ..data.intensity import HU, from_hu, to_hu
 from ..data.nifti import save_nifti
@@ -22,11 +24,20 @@ from ..errors import require_writable
 from ..files import PathLike, write_atomically
 
 VERSION = "0.1.0"
+MARK = "synthetic CT by PRDiT, no patient"  # in the header of every generated volume
 
 
 def save_volume(volume: np.ndarray, affine: np.ndarray, path: PathLike, intensity: str = HU) -> None:
     """Writes generated HU (X, Y, Z), or what stands for them, as NIfTI that is marked as synthetic."""
-    save_nifti(from_hu(volume, intensity), affine, path, "synthetic CT by PRDiT, no patient", intensity)
+    save_nifti(from_hu(volume, intensity), affine, path, MARK, intensity)
+
+
+def is_generated(path: PathLike) -> bool:
+    """Whether a file is a volume that `save_volume` wrote, by the mark in its header."""
+    try:
+        return bytes(nib.Nifti1Image.from_filename(path).header["descrip"]).startswith(MARK.encode())
+    except (OSError, EOFError, zlib.error, ImageFileError):
+        return False
 
 
 class VolumeStore:
@@ -60,27 +71,32 @@ class VolumeStore:
         """Items whose volume has still to be made; the same in every process, for none writes before all have looked.
 
         Raises:
-            ValueError: when a volume is there that was made in another way.
+            ValueError: when a volume is there that was made in another way, or a file that this bundle did not make.
         """
         missing = [item for item in items if self.overwrite or not self._is_done(item["seed"])]
         idist.barrier()
         return missing
 
     def _is_done(self, seed: int) -> bool:
-        if not self.sidecar(seed).is_file():
+        path, sidecar = self.path(seed), self.sidecar(seed)
+        if path.exists() and not is_generated(path):
+            raise ValueError(f"{path} was not made by this bundle; choose another output_dir, or --overwrite True")
+        if not sidecar.is_file():
             return False
         try:
-            there = json.loads(self.sidecar(seed).read_text())
+            there = json.loads(sidecar.read_text())
         except ValueError:
-            raise ValueError(f"{self.sidecar(seed)} is no JSON of this bundle; choose another output_dir") from None
+            there = None
+        if not isinstance(there, dict):
+            raise ValueError(f"{sidecar} was not made by this bundle; choose another output_dir, or --overwrite True")
         changed = [name for name, value in self.provenance.items() if there.get(name) != value]
         if changed:
             name = changed[0]
             raise ValueError(
-                f"{self.path(seed)} was made with {name} {there.get(name)}, now it is {self.provenance[name]}; "
+                f"{path} was made with {name} {there.get(name)}, now it is {self.provenance[name]}; "
                 "choose another output_dir, or --overwrite True"
             )
-        return self.path(seed).is_file()
+        return path.is_file()
 
     def save(self, seed: int, volume: np.ndarray, affine: np.ndarray) -> None:
         """Writes one volume in HU (X, Y, Z) and its JSON."""
