@@ -1,7 +1,7 @@
 """Quality against sampler, network calls and injected noise, for weights trained on phantoms. Run by hand, hours:
 
     python benchmarks/sampler_quality.py --work_dir DIR                        # all samplers, 10 to 1000 calls
-    python benchmarks/sampler_quality.py --work_dir DIR --calls 10 20 50 --samplers multistep euler
+    python benchmarks/sampler_quality.py --work_dir DIR --calls 10 20 50 --samplers multistep euler "ddim eta=1"
     python benchmarks/sampler_quality.py --work_dir DIR --report_only          # table and plot of what is there
 
 Every setting samples the same seeds with inference.yaml into a folder of its own and is measured as in quality.py
@@ -31,6 +31,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1] / "bundle"
 SAMPLERS: dict[str, dict[str, Any]] = {
     "euler": {"solver": "euler"},
+    "euler noise": {"solver": "euler", "prediction": "noise"},
     "predictor_corrector p=1.5": {"solver": "predictor_corrector", "predictor_ratio": 1.5},
     "predictor_corrector p=2": {"solver": "predictor_corrector", "predictor_ratio": 2.0},
     "predictor_corrector p=3": {"solver": "predictor_corrector", "predictor_ratio": 3.0},
@@ -62,7 +63,7 @@ def settings_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int, dict[
     """Sampler, calls as asked, calls as the solver can make them, and the settings of inference.yaml."""
     chosen = args.samplers or list(SAMPLERS)
     for calls in args.calls:
-        for name in (name for name in SAMPLERS if any(word in (name, name.split()[0]) for word in chosen)):
+        for name in (name for name in SAMPLERS if name in chosen):
             per_step = len(build_scheduler({"name": "cosine_sine"}, **SAMPLERS[name]).solver.offsets)
             if calls >= per_step:
                 yield name, calls, calls - calls % per_step, SAMPLERS[name]
@@ -123,7 +124,7 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--ckpt_path", type=Path, default=ROOT / "models" / "model.pt")
     parser.add_argument("--calls", type=int, nargs="+", default=[10, 20, 50, 100, 250, 1000])
-    parser.add_argument("--samplers", nargs="+", help="whole names, or solvers; default all")
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, metavar="NAME", help="default all")
     parser.add_argument("--num_samples", type=int, default=16)
     parser.add_argument("--num_phantoms", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=1)

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.inferers import SeedSampler, inference_network, peak_gb  # noqa: E402
+from scripts.inferers import SeedSampler, inference_network, network_at_times, peak_gb  # noqa: E402
 from scripts.inferers.inferer import has_fast_bf16  # noqa: E402
 from scripts.networks import (  # noqa: E402
     DenoisingNetwork,
@@ -85,18 +85,20 @@ def product_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     return 2 * size**3 / best
 
 
-def run_steps(variant: str, network: DenoisingNetwork, grid: int, batch: int, steps: int, device: torch.device) -> None:
-    """All steps of `batch` volumes, with the scheduler's injected noise."""
+def steps_of(
+    variant: str, network: DenoisingNetwork, grid: int, batch: int, steps: int, device: torch.device
+) -> Callable[[], object]:
+    """What takes all steps of `batch` volumes, with the scheduler's injected noise; what is done once per run is done."""
     scheduler = CosineSineScheduler(predictor_ratio=2.0)
     channels = network.settings["in_channels"]
     sampler = SeedSampler(scheduler, steps, [grid] * 3, in_channels=channels)
     if variant != "plain":
-        sampler(torch.arange(batch), network)
-        return
+        with torch.no_grad():
+            sampler.calls = network_at_times(network, scheduler.timesteps.float().to(device), [grid] * 3)
+        return lambda: sampler(torch.arange(batch), network)
     scheduler.generator = [torch.Generator(device).manual_seed(seed) for seed in range(batch)]
     noise = scheduler.initial_noise((batch, channels, grid, grid, grid), device)
-    with torch.no_grad():
-        DiffusionInferer(scheduler).sample(noise, network, verbose=False)
+    return torch.no_grad()(lambda: DiffusionInferer(scheduler).sample(noise, network, verbose=False))
 
 
 def make_network(args: argparse.Namespace) -> DenoisingNetwork:
@@ -120,14 +122,17 @@ def measure(args: argparse.Namespace, grid: int, batch: int, variant: str) -> di
     flop = forward_flop(network.settings, grid, batch)
     network = inference_network(network, device, bf16, compile=variant == "compiled")
     start = time.perf_counter()
-    run_steps(variant, network, grid, batch, 1, device)
+    steps_of(variant, network, grid, batch, 1, device)()
     synchronise(device)
     first = time.perf_counter() - start
     used = memory_gb(device) - before  # of the tensors of steps; the products below come later
     dtype, size = (torch.bfloat16 if bf16 else torch.float32), 8192 if device.type == "cuda" else 2048
+    if device.type == "cuda":
+        steps_of(variant, network, grid, batch, 3, device)()  # a CUDA graph is recorded in the second call
+    take_steps = steps_of(variant, network, grid, batch, args.steps, device)
     rate = product_rate(device, dtype, size)
     start = time.perf_counter()
-    run_steps(variant, network, grid, batch, args.steps, device)
+    take_steps()
     synchronise(device)
     seconds = (time.perf_counter() - start) / args.steps
     rate = 0.5 * (rate + product_rate(device, dtype, size))  # before and after, for machines that others use too

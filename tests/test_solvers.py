@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import DDIMScheduler
+from torch.utils._pytree import tree_iter
 
 from scripts.schedulers import PROCESSES, SOLVERS, SPACINGS, CosineSineScheduler, FlowMatchingScheduler
 
@@ -210,6 +211,24 @@ def test_a_seed_gives_the_same_volume_in_any_batch_and_in_any_run(process, solve
     assert not torch.allclose(together[0], together[1], atol=0.1)
 
 
+@pytest.mark.parametrize("process", BOTH)
+@pytest.mark.parametrize("ratio", [0.01, 0.5, 1.0, 3.0, 80.0])
+def test_the_position_of_a_ratio_has_that_ratio(process, ratio):
+    scheduler = process()
+    alpha, sigma = scheduler.weights(torch.tensor(scheduler.position_of_ratio(ratio), dtype=torch.float64))[:2]
+    assert float(sigma / alpha) == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solver_remembers_no_more_in_many_steps(solver, make_volume):
+    scheduler, x, held = CosineSineScheduler(solver=solver, predictor_ratio=1), make_volume(1, 1, 2, 2, 2), []
+    scheduler.set_timesteps(16)
+    for t in scheduler.timesteps:
+        x, _ = scheduler.step(torch.cat([x, x], 1), t, x)
+        held.append(sum(isinstance(item, torch.Tensor) for item in tree_iter(list(vars(scheduler.solver).values()))))
+    assert max(held) <= (2 if solver in CALLS else 1)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_broken_loop_leaves_nothing_behind(solver, make_volume):
     scheduler, x = CosineSineScheduler(solver=solver, predictor_ratio=1), make_volume(1, 1, 4, 4, 4)
@@ -287,7 +306,7 @@ def test_the_input_of_a_step_is_left_as_it_is(process, make_volume):
         ({"predictor_ratio": 2.0, "eta": 0.5}, ["predictor_ratio or eta, not both"]),
         ({"solver": "adams_bashforth", "predictor_ratio": 2.0}, ["adams_bashforth", "multistep"]),
         ({"solver": "adams_bashforth", "eta": 0.5}, ["adams_bashforth", "multistep"]),
-        ({"prediction": "signal"}, ["prediction must be null", "signal"]),
+        ({"prediction": "signal"}, ["prediction must be None", "signal"]),
         ({"training_times": "cosine"}, ["training_times must be one of", "cosine"]),
         ({"training_times": "logit_normal", "time_power": 2.0}, ["time_power 2.0 has no effect"]),
     ],

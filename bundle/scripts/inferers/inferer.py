@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from monai.inferers import DiffusionInferer
 from torch import Tensor, nn
+
+from ..settings import switch
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -14,6 +16,11 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def uses_bf16(device: torch.device, bf16: Optional[bool] = None) -> bool:
+    """What the setting `bf16` says; where it is None, whether the device is faster with it."""
+    return has_fast_bf16(device) if bf16 is None else switch("bf16", bf16)
 
 
 class AutocastDiffusionInferer(DiffusionInferer):
@@ -24,11 +31,11 @@ class AutocastDiffusionInferer(DiffusionInferer):
         bf16: False for float32; None for what the device is faster with.
     """
 
-    def __init__(self, scheduler: nn.Module, bf16: bool | None = None) -> None:
+    def __init__(self, scheduler: nn.Module, bf16: Optional[bool] = None) -> None:
         super().__init__(scheduler)
         self.bf16 = bf16
 
     def __call__(self, inputs: Tensor, diffusion_model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        enabled = has_fast_bf16(inputs.device) if self.bf16 is None else self.bf16
+        enabled = uses_bf16(inputs.device, self.bf16)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=enabled):
             return super().__call__(inputs, diffusion_model, *args, **kwargs).float()

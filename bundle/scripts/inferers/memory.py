@@ -11,7 +11,9 @@ from ..networks.base import DenoisingNetwork
 from ..networks.high_resolution import HighResolutionPRDiT, build_network
 from ..networks.local_denoiser import LocalDenoiser
 from ..networks.prdit import PRDiT
-from .inferer import has_fast_bf16
+from ..settings import usable_device, whole_number
+from .inferer import uses_bf16
+from .sampler import sides_of
 
 BATCHES = (32, 16, 8, 4, 2, 1)
 CHUNKS = tuple(2**i for i in range(17, 8, -1))  # patches of the local denoiser in one go
@@ -19,10 +21,12 @@ RESERVED_GB = 0.7  # CUDA context and kernels
 USABLE = 0.85  # the rest is for what the allocator cannot use
 
 
-def peak_gb(network: dict, grid: Sequence[int], batch_size: int, chunk_tokens: int, bf16: bool = True) -> float:
+def peak_gb(
+    network: dict, grid: Sequence[int], batch_size: int, chunk_tokens: int, bf16: bool = True, num_calls: int = 1
+) -> float:
     """Calculated peak of one network call while sampling, in GB (10^9 bytes), without what the driver takes.
 
-    Counted are the weights, the sample, and the largest set of tensors that lives at one time in either branch or in
+    Counted are the weights, what they make of the times of all calls, the sample, and the largest set of tensors that lives at one time in either branch or in
     the output, with attention in memory linear in the tokens.
 
     Args:
@@ -31,11 +35,14 @@ def peak_gb(network: dict, grid: Sequence[int], batch_size: int, chunk_tokens: i
         batch_size: volumes at a time.
         chunk_tokens: see `LocalDenoiser`; 0 is all patches.
         bf16: weights and activations in bfloat16.
+        num_calls: network calls per volume.
     """
     with torch.device("meta"):
         model = build_network(**network)
+        modulations = model.modulations(torch.empty(1))
     size = 2 if bf16 else 4
     weights = size * sum(parameter.numel() for parameter in model.parameters())
+    weights += size * num_calls * sum(part.numel() for part in modulations)
     voxels = math.prod(grid)
     held = 4 * batch_size * voxels * 2 * model.settings["in_channels"]  # the sample and what a solver remembers
     return (weights + held + _call_bytes(model, batch_size, voxels, chunk_tokens, size)) / 1e9
@@ -82,6 +89,7 @@ def memory_plan(
     chunk_tokens: Optional[int] = None,
     bf16: Optional[bool] = None,
     device: Union[str, torch.device] = "cpu",
+    num_inference_steps: int = 1,
 ) -> dict[str, int]:
     """The batch and the chunks to sample with.
 
@@ -94,6 +102,7 @@ def memory_plan(
         chunk_tokens: given by the user; 0 is all patches.
         bf16: see `inference_network`.
         device: where it runs.
+        num_inference_steps: network calls per volume.
 
     Returns:
         'batch_size' and 'chunk_tokens'.
@@ -102,19 +111,20 @@ def memory_plan(
         ValueError: in one line, when nothing fits, or a number is out of range.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("chunk_tokens", chunk_tokens, 0)):
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise ValueError(f"{name} must be {least} or more, got {value}")
+        if value is not None:
+            whole_number(name, value, least)
     if memory_gb is not None and (not isinstance(memory_gb, (int, float)) or not memory_gb > 0):
         raise ValueError(f"memory_gb must be more than 0, got {memory_gb}")
     if memory_gb is None:
         return {"batch_size": batch_size or 1, "chunk_tokens": chunk_tokens or 0}
-    sides = settings["data"]["grid"] if grid is None else [grid] * 3 if isinstance(grid, int) else grid
-    fast = has_fast_bf16(torch.device(device)) if bf16 is None else bf16
+    num_calls = whole_number("num_inference_steps", num_inference_steps, 1)
+    sides = sides_of(grid, settings["data"]["grid"])
+    fast = uses_bf16(usable_device(device), bf16)
     peak, limit = math.inf, USABLE * memory_gb - RESERVED_GB
     # whole batches come first, then ever smaller chunks
     for chunk in (0, *CHUNKS) if chunk_tokens is None else (chunk_tokens,):
         for batch in BATCHES if batch_size is None else (batch_size,):
-            peak = peak_gb(settings["network"], sides, batch, chunk, fast)
+            peak = peak_gb(settings["network"], sides, batch, chunk, fast, num_calls)
             if peak <= limit:
                 return {"batch_size": batch, "chunk_tokens": chunk}
     raise ValueError(

@@ -13,11 +13,20 @@ from tqdm import tqdm
 
 from ..networks.base import DenoisingNetwork
 from ..schedulers import DiffusionProcess
-from .inferer import has_fast_bf16
+from ..settings import switch, usable_device, whole_number
+from .inferer import uses_bf16
+
+# torch.compile takes 8 s and saves 9 ms of a call at 64^3 and 57 ms at 128^3 on a CPU with AMX (docs/performance.md)
+COMPILE_FROM_CALLS = 1000
+LARGEST_SEED = 2**63 - 1  # of a tensor of seeds
 
 
 def inference_network(
-    network: DenoisingNetwork, device: torch.device, bf16: Optional[bool] = None, compile: bool = False
+    network: DenoisingNetwork,
+    device: Union[str, torch.device],
+    bf16: Optional[bool] = None,
+    compile: Optional[bool] = False,
+    num_calls: int = 0,
 ) -> DenoisingNetwork:
     """The network on its device, in eval mode.
 
@@ -25,29 +34,47 @@ def inference_network(
         network: with its weights.
         device: where it runs.
         bf16: weights in bfloat16; None where the hardware is faster with it.
-        compile: through torch.compile: with weights frozen into the code on a CPU, as a CUDA graph on a GPU.
+        compile: through torch.compile: with weights frozen into the code on a CPU, as a CUDA graph on a GPU. None where
+            it was measured to pay.
+        num_calls: network calls of the run, which say whether compiling pays.
 
     Raises:
-        ValueError: in one line, when there is no C++ compiler to compile with.
+        ValueError: in one line, when the device is not there, a switch is neither True nor False, or there is no C++
+            compiler to compile with.
     """
-    fast = has_fast_bf16(device) if bf16 is None else bf16
+    device = usable_device(device)
+    fast = uses_bf16(device, bf16)
     network = network.to(device, torch.bfloat16 if fast else torch.float32).eval().requires_grad_(False)
-    if compile:
+    if compile is None and fast and compiling_pays(device, num_calls):
+        torch._dynamo.config.suppress_errors = True  # nobody asked for it: a failure costs time, not the run
+        setattr(network, "predict", _compiled(network.predict, device))
+    elif compile is not None and switch("compile", compile):
+        if not _has_compiler():
+            raise ValueError("compile needs a C++ compiler, for instance g++; install one or set compile to False")
         setattr(network, "predict", _compiled(network.predict, device))
     return network
 
 
-def _compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    from torch._inductor import config as inductor
+def compiling_pays(device: torch.device, num_calls: int) -> bool:
+    """Whether torch.compile was measured to save more than it costs: in long runs in bf16 on a CPU with AMX."""
+    has_amx = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return has_amx and num_calls >= COMPILE_FROM_CALLS and _has_compiler()
+
+
+def _has_compiler() -> bool:
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        raise ValueError(
-            "compile needs a C++ compiler, for instance g++; install one or set compile to False"
-        ) from None
+        return False
+    return True
+
+
+def _compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    from torch._inductor import config as inductor
+
     inductor.freezing = device.type == "cpu"
     return torch.compile(function, dynamic=False, mode=None if device.type == "cpu" else "reduce-overhead")
 
@@ -62,9 +89,9 @@ class SeedPrepareBatch(PrepareBatch):
 class SeedSampler(Inferer):
     """Samples one volume per seed; a volume depends on its seed alone, not on the batch.
 
-    Only the current state of the process is kept: memory does not grow with the number of steps. What depends on the
-    time alone is computed once per run, and no step waits for the GPU; so the loop is our own: `DiffusionInferer.sample`
-    copies each time to the device and waits for it.
+    Of the volumes only the current state is kept. What depends on the time alone is computed once per run, for all
+    times: 61 kB a step of PRDiT-B/4 in bf16. No step waits for the GPU; so the loop is our own:
+    `DiffusionInferer.sample` copies each time to the device and waits for it.
 
     Args:
         scheduler: the process.
@@ -131,11 +158,19 @@ def seed_list(num_samples: int, seed: int) -> list[dict[str, int]]:
     """The data set of generation: one item per volume, its seed.
 
     Raises:
-        ValueError: when num_samples is less than 1 or the seed is negative.
+        ValueError: when num_samples is less than 1, or a seed is negative or more than PyTorch takes.
     """
-    if num_samples < 1 or seed < 0:
-        raise ValueError(f"num_samples must be 1 or more and seed 0 or more, got {num_samples} and {seed}")
-    return [{"seed": seed + i} for i in range(num_samples)]
+    count = whole_number("num_samples", num_samples, 1)
+    first = whole_number("seed", seed, 0, LARGEST_SEED - count + 1)
+    return [{"seed": first + i} for i in range(count)]
+
+
+def sides_of(grid: Union[None, int, Sequence[int]], trained: Sequence[int]) -> list[int]:
+    """Three sides of a volume in voxels: those of the weights, of a cube, or as given; ValueError in one line."""
+    sides = list(trained) if grid is None else list(grid) if isinstance(grid, (list, tuple)) else [grid] * 3
+    if len(sides) != 3:
+        raise ValueError(f"grid must be one or three numbers of voxels, got {grid}")
+    return [whole_number("grid", side, 1) for side in sides]
 
 
 def grid_of(grid: Union[None, int, Sequence[int]], trained: Sequence[int], network: DenoisingNetwork) -> list[int]:
@@ -144,8 +179,8 @@ def grid_of(grid: Union[None, int, Sequence[int]], trained: Sequence[int], netwo
     Raises:
         ValueError: when the strides do not divide it.
     """
-    sides = list(trained) if grid is None else [grid] * 3 if isinstance(grid, int) else list(grid)
+    sides = sides_of(grid, trained)
     strides = network.strides()
-    if len(sides) != 3 or any(side < 1 or side % stride for side in sides for stride in strides):
+    if any(side % stride for side in sides for stride in strides):
         raise ValueError(f"grid must be three multiples of the strides {strides}, got {sides}")
     return sides

@@ -22,6 +22,7 @@ from ..data.pictures import preview_picture
 from ..data.transforms import grid_affine, three
 from ..errors import require_writable
 from ..files import PathLike, write_atomically
+from ..settings import switch
 
 VERSION = "0.1.0"
 MARK = "synthetic CT by PRDiT, no patient"  # in the header of every generated volume
@@ -55,7 +56,8 @@ class VolumeStore:
     """
 
     def __init__(self, output_dir: str, provenance: dict[str, Any], overwrite: bool = False) -> None:
-        self.folder, self.overwrite = require_writable(output_dir, "output_dir"), overwrite
+        self.overwrite = switch("overwrite", overwrite)
+        self.folder = require_writable(output_dir, "output_dir")
         versions = {"bundle": VERSION, "monai": monai.__version__, "torch": torch.__version__}
         self.provenance = json.loads(json.dumps(provenance))
         self.intensity = self.provenance.get("intensity", HU)
@@ -124,6 +126,8 @@ class VolumeWriter:
     def write(self, engine: Engine) -> None:
         for seed, volume in zip(engine.state.output["image"].tolist(), engine.state.output["pred"]):
             affine = grid_affine(volume.shape[1:], self.field_of_view_mm)
+            if len(volume) > 1:
+                raise ValueError(f"the network draws {len(volume)} channels; a CT has one, and only one can be written")
             self.store.save(seed, volume[0].cpu().numpy(), affine)
 
 

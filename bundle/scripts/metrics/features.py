@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Optional, Sequence
+from typing import Any, Optional, Sequence, Union
 
 import torch
 from monai.networks.nets import resnet50
 from torch import Tensor, nn
 
-from ..inferers.inferer import has_fast_bf16
+from ..inferers.inferer import uses_bf16
 from ..networks.checkpoint import load_strictly, load_tensors
+from ..settings import usable_device
 
 NUM_FEATURES = 2048
 RANDOM_SEED = 0
@@ -56,8 +57,8 @@ class FeatureExtractor(nn.Module):
         """How volumes reach the network, in a sentence."""
         return f"For the features, {self.hu_min:g} to {self.hu_max:g} HU become 0 to 1, with no other normalisation."
 
-    def uses_bf16(self, device: torch.device) -> bool:
-        return has_fast_bf16(device) if self.bf16 is None else self.bf16
+    def uses_bf16(self, device: Union[str, torch.device]) -> bool:
+        return uses_bf16(usable_device(device), self.bf16)
 
     def forward(self, volumes: Tensor) -> Tensor:
         x = ((volumes - self.hu_min) / (self.hu_max - self.hu_min)).clamp(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Optional
 
 from .cosine_sine import CosineSineScheduler
@@ -29,4 +30,8 @@ def build_scheduler(process: dict, expected: Optional[str] = None, **settings: A
     require_one_of("the process", name, list(PROCESSES))
     if expected is not None and expected != name:
         raise ValueError(f"the weights were trained with the process {name}, process_name asks for {expected}")
+    try:
+        inspect.signature(PROCESSES[name]).bind(**own, **settings)
+    except TypeError as error:
+        raise ValueError(f"settings of the process {name} that this bundle does not know: {error}") from None
     return PROCESSES[name](**own, **settings)

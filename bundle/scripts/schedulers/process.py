@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Callable, Optional, Sequence, Union
 
@@ -9,6 +10,7 @@ import torch
 from monai.networks.schedulers import Scheduler
 from torch import Tensor, nn
 
+from ..settings import whole_number
 from .solvers import SOLVERS
 from .steps import SPACINGS, PathPoint, injected_noise, plan_steps
 
@@ -32,7 +34,7 @@ def require_one_of(setting: str, value: object, choices: Sequence[str]) -> None:
 
 
 def _require_number(setting: str, value: object, is_valid: Callable[[float], bool], bound: str) -> None:
-    if not isinstance(value, Real) or not is_valid(float(value)):
+    if not isinstance(value, Real) or not math.isfinite(value) or not is_valid(float(value)):
         raise ValueError(f"{setting} must be {bound}, got {value}")
 
 
@@ -92,7 +94,7 @@ class DiffusionProcess(Scheduler):
         require_one_of("spacing", spacing, list(SPACINGS))
         require_one_of("training_times", training_times, TRAINING_TIMES)
         if prediction is not None and prediction not in self.partial_predictions:
-            choices = " or ".join(["null", *self.partial_predictions])
+            choices = " or ".join(["None", *self.partial_predictions])
             raise ValueError(f"prediction must be {choices} for the process {self.name}, got '{prediction}'")
         if training_times != "uniform" and time_power != 1:
             raise ValueError(f"time_power {time_power} has no effect on training_times '{training_times}'; set it to 1")
@@ -176,8 +178,7 @@ class DiffusionProcess(Scheduler):
             timesteps: other times for the starts of the steps, from noise to data.
         """
         per_step = len(self.solver.offsets)
-        if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= self.num_train_timesteps:
-            raise ValueError(f"num_inference_steps must be 1 to {self.num_train_timesteps}, got {num_inference_steps}")
+        whole_number("num_inference_steps", num_inference_steps, 1, self.num_train_timesteps)
         if num_inference_steps % per_step:
             raise ValueError(
                 f"num_inference_steps counts network calls and must be a multiple of {per_step} with the solver "

@@ -1,0 +1,34 @@
+"""Settings that a user types: what is not of the right kind is refused in one line that names it."""
+
+from __future__ import annotations
+
+from typing import Optional, Union
+
+import torch
+
+
+def whole_number(setting: str, value: object, least: int, most: Optional[int] = None) -> int:
+    """A whole number from `least` to `most`; ValueError in one line otherwise."""
+    valid = isinstance(value, int) and not isinstance(value, bool)
+    if valid and value >= least and (most is None or value <= most):  # type: ignore[operator]
+        return value  # type: ignore[return-value]
+    bound = f"{least} or more" if most is None else f"{least} to {most}"
+    raise ValueError(f"{setting} must be {bound}, a whole number, got {value!r}")
+
+
+def switch(setting: str, value: object) -> bool:
+    """True or False, also as the word that MONAI's command line makes of `false`; ValueError in one line otherwise."""
+    word = str(value).lower()
+    if word not in ("true", "false"):
+        raise ValueError(f"{setting} must be True or False, got {value!r}")
+    return word == "true"
+
+
+def usable_device(device: Union[str, torch.device]) -> torch.device:
+    """The device, which this machine has; ValueError in one line otherwise."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError):
+        raise ValueError(f"device must be one that PyTorch has here, for instance cpu, got {device}") from None
+    return found
