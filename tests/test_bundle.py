@@ -180,10 +180,90 @@ def test_bad_settings_of_training(tmp_path, monkeypatch, settings, fact):
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkpoint(tmp_path):
     train(1, tmp_path, max_epochs=1)
-    with assert_refused("not finite in 3 steps in a row", "checkpoint is kept"):
+    with assert_refused("not finite in 3 steps in a row", "checkpoints are kept"):
         train(1, tmp_path, max_epochs=30, lr=1.0e30, max_bad_steps=3, warmup_steps=0)
     best = torch.load(tmp_path / "ckpt" / "local.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in best.values())
+    assert [path.name for path in (tmp_path / "ckpt").glob("*epoch=*.pt")] == ["local_checkpoint_epoch=1.pt"]
+    train(1, tmp_path, max_epochs=2)
+    assert float(losses(tmp_path)[1]["val_loss"]) < 2
+
+
+def test_a_run_that_ends_while_its_loss_is_not_finite_fails(tmp_path):
+    with assert_refused("not finite in 3 steps in a row"):
+        train(1, tmp_path, max_epochs=2, lr=1.0e30, warmup_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "facts"),
+    [
+        ({"parametrization": "none"}, ["parametrization skip", "none"]),
+        ({"hu_window": [-500.0, 500.0]}, ["hu_window", "-500"]),
+        ({"noise_std": 0.5}, ["noise_std 1.0", "0.5"]),
+    ],
+)
+def test_a_run_does_not_continue_as_another(trained, tmp_path, changed, facts):
+    shutil.copytree(trained / "ckpt", tmp_path / "ckpt")
+    with assert_refused("local_checkpoint_epoch", "ckpt_dir", *facts):
+        train(1, tmp_path, max_epochs=20, **changed)
+    train(1, tmp_path, max_epochs=13, chunk_tokens=7)  # changes no weight
+
+
+@pytest.mark.parametrize(
+    ("changed", "fact"),
+    [
+        ({"hu_window": [-200, 200]}, "hu_window"),
+        ({"noise_std": 0.5}, "noise_std"),
+        ({"field_of_view_mm": 100}, "voxels"),
+    ],
+)
+def test_stage_2_refuses_a_stage_1_of_other_data(trained, tmp_path, changed, fact):
+    for name in ("local.pt", "local.json"):
+        (tmp_path / "ckpt").mkdir(exist_ok=True)
+        shutil.copy(trained / "ckpt" / name, tmp_path / "ckpt")
+    with assert_refused("local.pt does not fit stage 2", fact):
+        train(2, tmp_path, **changed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fact"),
+    [
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"num_phantoms": 0}, "num_phantoms must be 1 or more"),
+        ({"val_interval": 0}, "val_interval must be 1 or more"),
+        ({"max_epochs": 1.5}, "max_epochs must be 1 or more"),
+        ({"grid": [16.5, 16, 16]}, "grid must be 1 or more, a whole number"),
+        ({"lr": float("nan")}, "lr must be 0 or more"),
+        ({"ema_decay": 1.5}, "ema_decay must be 0 to 1"),
+        ({"log_dir": "/proc/nowhere"}, "log_dir /proc/nowhere is not writable"),
+        ({"grid": [4, 4, 4], "local_patch_size": 12, "local_stride": 2}, "too small for patch_size 12"),
+        ({"compile": "maybe"}, "compile must be True or False"),
+        ({"finetuning": True}, "needs finetune_from"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(settings, fact, tmp_path):
+    with assert_refused(fact):
+        train(1, tmp_path, **{"max_epochs": 1, **settings})
+
+
+def test_a_run_of_short_epochs_continues_as_if_it_had_not_been_broken(tmp_path):
+    """Epochs that do not end with the data."""
+    for name, lengths in (("whole", [3]), ("broken", [1, 3])):
+        for max_epochs in lengths:
+            train(1, tmp_path / name, max_epochs=max_epochs, epoch_length=1, lr_decay_to=1.0)
+    whole, broken = (losses(tmp_path / name) for name in ("whole", "broken"))
+    assert whole == broken and len(whole) == 3
+
+
+def test_the_csv_has_each_epoch_once_and_the_last_validation(tmp_path):
+    train(1, tmp_path, max_epochs=3, checkpoint_interval=2, val_interval=2)
+    assert [(row["epoch"], bool(row["val_loss"])) for row in losses(tmp_path)] == [
+        ("1", False),
+        ("2", True),
+        ("3", True),
+    ]
+    train(1, tmp_path, max_epochs=4, checkpoint_interval=2, val_interval=2)  # from epoch 2
+    assert [row["epoch"] for row in losses(tmp_path)] == ["1", "2", "3", "4"]
 
 
 def test_training_on_a_folder_of_nifti(tmp_path):

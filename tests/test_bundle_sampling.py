@@ -53,6 +53,19 @@ def test_a_broken_sampling_run_continues_and_never_overwrites(trained, tmp_path,
     assert first.stat().st_mtime_ns > before
 
 
+def test_a_picture_that_is_not_ours_stays(trained, tmp_path, capsys):
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "output_dir": tmp_path}
+    picture = tmp_path / "preview.png"
+    picture.write_bytes(b"somebody's")
+    sample(num_samples=1, **settings)
+    assert picture.read_bytes() == b"somebody's" and "preview.png was not made" in capsys.readouterr().out
+    sample(num_samples=1, **settings, overwrite=True)
+    first = picture.read_bytes()
+    assert first[1:4] == b"PNG"
+    sample(num_samples=2, **settings)
+    assert picture.read_bytes() != first
+
+
 @pytest.mark.parametrize("kind", ["another volume", "no volume", "another JSON"])
 def test_files_that_are_not_ours_are_not_overwritten(kind, trained, tmp_path):
     settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "output_dir": tmp_path}

@@ -36,6 +36,12 @@ def test_weights_are_a_plain_state_dict_on_the_cpu(saved):
     assert all(type(value) is torch.Tensor and value.device.type == "cpu" for value in state.values())
 
 
+def test_equal_weights_have_equal_hashes(tmp_path, make_network):
+    network = make_network()
+    first, second = (save_weights(network, tmp_path / name, {}) for name in ("a.pt", "another.pt"))
+    assert first == second
+
+
 def test_half_the_bits_load_into_float32(tmp_path, make_network, make_volume):
     network = make_network()
     save_weights(network, tmp_path / "full.pt", {})

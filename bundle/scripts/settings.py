@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Optional, Union
 
 import torch
@@ -14,6 +16,24 @@ def whole_number(setting: str, value: object, least: int, most: Optional[int] = 
         return value  # type: ignore[return-value]
     bound = f"{least} or more" if most is None else f"{least} to {most}"
     raise ValueError(f"{setting} must be {bound}, a whole number, got {value!r}")
+
+
+def require_whole_numbers(least: int, **values: object) -> None:
+    """Refuses settings, or entries of lists, that are no whole numbers from `least` on; None is no setting."""
+    for setting, value in values.items():
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            if one is not None:
+                whole_number(setting, one, least)
+
+
+def require_numbers(least: float, most: Optional[float] = None, **values: object) -> None:
+    """Refuses settings that are no finite numbers from `least` to `most`."""
+    for setting, value in values.items():
+        valid = isinstance(value, Real) and math.isfinite(value)
+        if not valid or value < least or (most is not None and value > most):  # type: ignore[operator]
+            raise ValueError(
+                f"{setting} must be {least} " + ("or more" if most is None else f"to {most}") + f", got {value}"
+            )
 
 
 def switch(setting: str, value: object) -> bool:

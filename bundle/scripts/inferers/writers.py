@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from nibabel.filebasedimages import ImageFileError
+from PIL.PngImagePlugin import PngInfo
 
 from ..data.intensity import HU, from_hu, to_hu
 from ..data.nifti import save_nifti
@@ -48,7 +49,7 @@ class VolumeStore:
 
     Args:
         output_dir: the folder, made if need be.
-        provenance: what the volumes are made with; goes into the JSON, and must agree with what is in the folder.
+        provenance: what the volumes are made with; goes into the JSON, and must agree where a volume of a seed is there.
         overwrite: make volumes again that are there.
 
     Raises:
@@ -145,5 +146,9 @@ def write_preview(store: VolumeStore, seeds: Sequence[int], field_of_view_mm: Un
             to_hu(np.asanyarray(nib.Nifti1Image.from_filename(store.path(seed)).dataobj), store.intensity)
             for seed in seeds
         ]
-        picture = preview_picture(volumes, three(field_of_view_mm))
-        write_atomically(store.folder / "preview.png", lambda part: picture.save(part, format="png"))
+        picture, path, mark = preview_picture(volumes, three(field_of_view_mm)), store.folder / "preview.png", PngInfo()
+        mark.add_text("Description", MARK)
+        if path.exists() and not store.overwrite and MARK.encode() not in path.read_bytes():
+            print(f"{path} was not made by this bundle and stays as it is")
+            return
+        write_atomically(path, lambda part: picture.save(part, format="png", pnginfo=mark))

@@ -16,6 +16,8 @@ from ..files import PathLike, write_atomically
 from .base import DenoisingNetwork
 from .high_resolution import build_network, override_settings
 
+CHANGE_NO_WEIGHT = {"attention": "auto", "chunk_tokens": 0, "activation_checkpointing": False}  # settings of a network
+
 
 def sha256_of(path: PathLike) -> str:
     """Hash of a file, in hexadecimal."""
@@ -68,11 +70,18 @@ def save_weights(network: DenoisingNetwork, path: PathLike, settings: dict, dtyp
         The sha256 of the weights.
     """
     state = {name: value.detach().cpu().to(dtype or value.dtype) for name, value in network.state_dict().items()}
-    write_atomically(path, lambda part: torch.save(state, part))
+    write_atomically(path, lambda part: _save(state, part))
     sha256 = sha256_of(path)
     text = json.dumps({"sha256": sha256, "network": network.settings, **settings}, indent=4) + "\n"
     write_atomically(Path(path).with_suffix(".json"), lambda part: part.write_text(text))
     return sha256
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    with open(
+        path, "wb"
+    ) as file:  # PyTorch would write the name of a path into the file, and equal weights would differ
+        torch.save(state, file)
 
 
 def read_settings(path: PathLike) -> dict:
@@ -88,7 +97,7 @@ def read_settings(path: PathLike) -> dict:
         raise ValueError(f"{weights} has no {path.name} beside it, which says what network it is; copy both files")
     try:
         settings = json.loads(path.read_text())
-        expected = settings["sha256"]
+        expected, _ = settings["sha256"], settings["network"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not the description of a checkpoint") from None
     if sha256_of(weights) != expected:

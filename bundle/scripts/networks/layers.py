@@ -38,11 +38,18 @@ def check_patches(patch_size: int, stride: int) -> None:
         )
 
 
+def check_reflection(spatial_shape: List[int], patch_size: int, stride: int) -> None:
+    """Raises a ValueError when a volume is too small to reflect what its outer patches overlap."""
+    if min(spatial_shape) <= (patch_size - stride) // 2:
+        raise ValueError(f"a grid of {spatial_shape} is too small for patch_size {patch_size} and stride {stride}")
+
+
 def pad_volume(volume: Tensor, patch_size: int, stride: int) -> Tensor:
     """Reflects the borders, (B, C, D, H, W) -> (B, C, D + p - s, ...), so that every token sees a whole patch."""
     halo = (patch_size - stride) // 2
     if halo == 0:
         return volume
+    check_reflection([volume.shape[2], volume.shape[3], volume.shape[4]], patch_size, stride)
     return F.pad(volume, (halo, halo, halo, halo, halo, halo), mode="reflect")
 
 

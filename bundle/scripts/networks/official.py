@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import require_writable
 from ..schedulers import PROCESSES, build_scheduler
 from .base import DenoisingNetwork
 from .checkpoint import load_tensors, save_weights, sha256_of
@@ -219,6 +220,11 @@ def import_official(
     Raises:
         ValueError: in one line.
     """
+    if not official_ckpt or not ckpt_path:
+        raise ValueError("official_ckpt and ckpt_path must be given: the authors' file, and where ours goes")
+    if Path(ckpt_path).suffix == ".json":
+        raise ValueError(f"ckpt_path {ckpt_path} must end in .pt: its description goes beside it with .json")
+    require_writable(Path(ckpt_path).parent, "the folder of ckpt_path,")
     if Path(ckpt_path).exists():
         raise ValueError(f"{ckpt_path} exists already; choose another ckpt_path")
     network = network_from_official(load_tensors(official_ckpt), num_heads, norm, factor)

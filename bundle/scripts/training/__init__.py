@@ -1,6 +1,6 @@
 """Training of both stages with MONAI's engines."""
 
-from .handlers import EMAWarmUp, EpochSeed, GradientGuard, LearningRateSchedule, TrainingCheckpoint
+from .handlers import EMAWarmUp, EpochSeed, FrozenAverage, GradientGuard, LearningRateSchedule, TrainingCheckpoint
 from .high_resolution import (
     HighResolutionPrepareBatch,
     HighResolutionTraining,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Sized
 
 import torch
 from ignite.engine import Engine, Events
@@ -14,8 +15,9 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 
 from ..networks.base import DenoisingNetwork
-from ..networks.checkpoint import load_tensors, save_weights
-from .stages import latest_checkpoint
+from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_tensors, save_weights
+from ..networks.high_resolution import override_settings
+from .stages import checkpoints
 
 # hashes of the frozen weights that a run stands on
 STARTED_ON = {"local_sha256": "stage 1 than local.pt", "backbone_sha256": "backbone than backbone_ckpt"}
@@ -36,22 +38,30 @@ class GradientGuard:
         self.network, self.max_norm, self.max_bad_steps, self.bad_steps = network, max_norm, max_bad_steps, 0
 
     def attach(self, engine: Engine) -> None:
+        engine.state.bad_steps = 0  # `TrainingCheckpoint` saves nothing while the loss is not finite
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.refuse_bad_end)
+
+    def refuse_bad_end(self, engine: Engine) -> None:
+        if self.bad_steps:
+            self.stop(engine)
+
+    def stop(self, engine: Engine) -> None:
+        raise ValueError(
+            f"the loss was not finite in {self.bad_steps} steps in a row, up to step {engine.state.iteration}; the "
+            "last checkpoints are kept: continue with a smaller lr, and if that fails at once, remove the newest one"
+        )
 
     def __call__(self, engine: Engine) -> None:
         parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        if torch.isfinite(norm):
-            self.bad_steps = 0
+        self.bad_steps = engine.state.bad_steps = 0 if torch.isfinite(norm) else self.bad_steps + 1
+        if not self.bad_steps:
             return
-        self.bad_steps += 1
         for parameter in parameters:
             parameter.grad = None  # the optimiser leaves a parameter without gradient as it is
         if self.bad_steps >= self.max_bad_steps:
-            raise ValueError(
-                f"the loss was not finite in {self.bad_steps} steps in a row, up to step {engine.state.iteration}; "
-                "the last good checkpoint is kept: continue from it with a smaller lr"
-            )
+            self.stop(engine)
 
 
 class LearningRateSchedule:
@@ -104,6 +114,30 @@ class EMAWarmUp:
         engine.state.ema_momentum = max(self.momentum, 9 / (engine.state.iteration + 9))
 
 
+class FrozenAverage:
+    """Keeps frozen weights as they are in the average, which rounding would otherwise move a little at each step.
+
+    Args:
+        network: the trained network.
+        ema_network: its average.
+    """
+
+    def __init__(self, network: nn.Module, ema_network: nn.Module) -> None:
+        self.pairs = [
+            (own, average)
+            for own, average in zip(network.parameters(), ema_network.parameters())
+            if not own.requires_grad
+        ]
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine) -> None:
+        for own, average in self.pairs:
+            average.copy_(own)
+
+
 class EpochSeed:
     """Seeds PyTorch and the random transforms at the start of each epoch, so that a continued run draws what an
     unbroken one would; each rank its own.
@@ -128,6 +162,9 @@ class EpochSeed:
             self.transform.set_random_state(seed=seed)
         if self.sampler is not None:
             self.sampler.set_epoch(engine.state.epoch)
+        loader = engine.state.dataloader
+        if isinstance(loader, Sized) and engine.state.epoch_length != len(loader):
+            engine.set_data(loader)  # an epoch that does not end with the data would go on in the middle of it
 
 
 class TrainingCheckpoint:
@@ -168,15 +205,26 @@ class TrainingCheckpoint:
         self.best_loss = math.inf
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self.best_loss, **{name: self.settings.get(name) for name in STARTED_ON}}
+        return {
+            "best_loss": self.best_loss,
+            **{name: self.settings.get(name) for name in STARTED_ON},
+            **self.trained_as(),
+        }
+
+    def trained_as(self) -> dict[str, str]:
+        """What a continued run must have in common with the one before, each as JSON."""
+        network = override_settings(self.objects["network"].settings, CHANGE_NO_WEIGHT)
+        parts = {"network": network, **{name: self.settings.get(name, {}) for name in ("process", "data")}}
+        return {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_loss = state["best_loss"]
 
     def attach(self, engine: Engine) -> None:
         self.objects |= {"trainer": engine, "best": self}
-        path = latest_checkpoint(self.ckpt_dir, self.name)
-        if path is not None:
+        found = checkpoints(self.ckpt_dir, self.name)
+        if found:
+            path = str(found[-1])
             self._check(path, engine.state.max_epochs)
             CheckpointLoader(path, self.objects, map_location="cpu").attach(engine)
         engine.add_event_handler(Events.COMPLETED, self.validate_last)
@@ -190,8 +238,7 @@ class TrainingCheckpoint:
                 n_saved=self.keep,
             )
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
-            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.checkpoint)
-            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.remove_old)
+            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
 
     def _check(self, path: str, max_epochs: Optional[int]) -> None:
         """One line for a checkpoint that does not fit, before anything is loaded."""
@@ -199,6 +246,9 @@ class TrainingCheckpoint:
         if max_epochs is not None and epoch > max_epochs:
             raise ValueError(f"{path} is past max_epochs {max_epochs}: raise it above {epoch} to train on")
         state = load_tensors(path)
+        missing = [name for name in self.objects if name not in state]
+        if missing:
+            raise ValueError(f"{path} is no checkpoint of this bundle: it has no {missing[0]}; remove it")
         own = {name: value.shape for name, value in self.objects["network"].state_dict().items()}
         theirs = {name: value.shape for name, value in state.get("network", {}).items()}
         if own != theirs:
@@ -206,6 +256,20 @@ class TrainingCheckpoint:
         for name, weights in STARTED_ON.items():
             if state.get("best", {}).get(name) != self.settings.get(name):
                 raise ValueError(f"{path} was trained on another {weights}; remove it, or bring that back")
+        for part, now in self.trained_as().items():
+            before = json.loads(state.get("best", {}).get(part, now))
+            for name, value in json.loads(now).items():
+                if before.get(name, value) != value:
+                    raise ValueError(
+                        f"{path} was trained with {name} {before[name]}, this run has {value}; choose another ckpt_dir "
+                        "to start a new run"
+                    )
+
+    def save(self, engine: Engine) -> None:
+        """Saves what continues the run, unless its loss is not finite: good checkpoints are not to be replaced."""
+        if not getattr(engine.state, "bad_steps", 0):
+            self.checkpoint(engine)
+            self.remove_old()
 
     def validate_last(self, engine: Engine) -> None:
         """Validates the end of a run whose length is no multiple of the validation's interval."""
@@ -223,10 +287,7 @@ class TrainingCheckpoint:
             extra = {"epoch": engine.state.epoch, "step": engine.state.iteration, "val_loss": loss}
             save_weights(self.ema_network, self.ckpt_dir / f"{self.name}.pt", {**self.settings, "training": extra})
 
-    def remove_old(self, engine: Engine) -> None:
+    def remove_old(self) -> None:
         """Removes checkpoints of earlier, broken runs, which Ignite does not count."""
-        paths = sorted(
-            self.ckpt_dir.glob(f"{self.name}_checkpoint_epoch=*.pt"), key=lambda path: int(path.stem.rpartition("=")[2])
-        )
-        for path in paths[: -self.keep]:
+        for path in checkpoints(self.ckpt_dir, self.name)[: -self.keep]:
             path.unlink()

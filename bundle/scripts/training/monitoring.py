@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Average
 from tqdm import tqdm
 
+from ..files import write_atomically
 from .losses import NOISE_AND_SIGNAL, loss_terms
 
 
@@ -89,11 +90,13 @@ class LossCSV:
     ) -> None:
         self.path, self.optimizer, self.evaluator, self.predictions = Path(path), optimizer, evaluator, predictions
         self.sums: dict[str, float] = {}
+        self.last: dict[str, Any] = {}
         self.steps = 0
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+        engine.add_event_handler(Events.COMPLETED, self.complete)
 
     def add(self, engine: Engine) -> None:
         for name, value in loss_terms(engine.state.output, self.predictions).items():
@@ -104,13 +107,29 @@ class LossCSV:
         row: dict[str, Any] = {"epoch": engine.state.epoch, "step": engine.state.iteration}
         row["lr"] = f"{self.optimizer.param_groups[0]['lr']:.3e}"
         row.update({f"train_{name}": f"{value / self.steps:.6f}" for name, value in self.sums.items()})
+        self.put(row, engine)
+        self.sums, self.steps = {}, 0
+
+    def complete(self, engine: Engine) -> None:
+        """Adds the last validation, which comes after the last epoch where `val_interval` does not divide it."""
+        if self.last and self.evaluator.state.epoch == engine.state.epoch:
+            self.put(self.last, engine)
+
+    def put(self, row: dict[str, Any], engine: Engine) -> None:
+        """Writes a row in place of those of its epoch and later, which a broken run left behind its last checkpoint."""
         validated = self.evaluator.state.metrics if self.evaluator.state.epoch == engine.state.epoch else {}
         for name in ("loss", *self.predictions):
             row[f"val_{name}"] = f"{validated[f'val_{name}']:.6f}" if f"val_{name}" in validated else ""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
-        self.sums, self.steps = {}, 0
+        rows = []
+        if self.path.is_file():
+            with open(self.path, newline="") as file:
+                rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+        write_atomically(self.path, lambda part: _write_rows(part, [*rows, row]))
+        self.last = row
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[-1])
+        writer.writeheader()
+        writer.writerows(rows)

@@ -10,7 +10,7 @@ from monai.engines import DiffusionPrepareBatch, PrepareBatch
 from monai.engines.utils import default_prepare_batch
 from torch import Tensor, nn
 
-from ..networks.layers import token_grid
+from ..networks.layers import check_reflection, token_grid
 from ..networks.prdit import PRDiT
 from ..schedulers import DiffusionProcess
 
@@ -74,8 +74,9 @@ class LocalWindowPrepareBatch(SchedulerPrepareBatch):
 
     def _random_window(self, volume: Tensor) -> tuple[Tensor, Tensor]:
         """A piece of a volume (C, D, H, W) and its noise, as cut from the two after padding by reflection."""
-        indices = []
-        for side, tokens in zip(volume.shape[1:], token_grid(list(volume.shape[1:]), self.stride)):
+        indices, shape = [], list(volume.shape[1:])
+        check_reflection(shape, self.stride + 2 * self.halo, self.stride)
+        for side, tokens in zip(shape, token_grid(shape, self.stride)):
             count = min(self.tokens_per_side, tokens)
             start = int(torch.randint(tokens - count + 1, ())) * self.stride - self.halo
             index = torch.arange(start, start + count * self.stride + 2 * self.halo, device=volume.device).abs()

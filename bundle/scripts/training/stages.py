@@ -7,7 +7,10 @@ from typing import Optional, Union
 
 from torch import nn
 
-from ..networks.checkpoint import load_strictly, load_tensors, read_settings
+from ..data.intensity import HU
+from ..data.transforms import three
+from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_strictly, load_tensors, read_settings
+from ..networks.high_resolution import override_settings
 from ..networks.prdit import PRDiT
 from .prepare_batch import PaddedLocal
 
@@ -26,24 +29,43 @@ def require_process(ckpt_path: Union[str, Path], settings: dict, process: Option
         raise ValueError(f"{ckpt_path} was trained with the process {theirs}, this run has {process['name']}")
 
 
-def start_from(network: PRDiT, ckpt_path: Union[None, str, Path], process: Optional[dict] = None) -> PRDiT:
+def _facts(data: dict) -> dict:
+    """What volumes of two stages must have in common; a stage may have another grid at the same size of a voxel."""
+    size = three(data["field_of_view_mm"])
+    voxel = [round(length / side, 4) for length, side in zip(size, data["grid"])]
+    return {"hu_window": list(data["hu_window"]), "intensity": data.get("intensity", HU), "voxels (mm)": voxel}
+
+
+def start_from(
+    network: PRDiT, ckpt_path: Union[None, str, Path], process: Optional[dict] = None, required: bool = False
+) -> PRDiT:
     """Puts trained weights into a new network of the same sizes; None leaves it as it is.
 
     Args:
         network: the new one.
         ckpt_path: trained weights, with their JSON beside them, or None.
         process: of this run, as it will be stored with the weights; None checks nothing.
+        required: refuses to start from nothing.
 
     Raises:
         ValueError: in one line, when the weights are missing, or of another network or process.
     """
+    if required and ckpt_path is None:
+        raise ValueError("fine-tuning needs finetune_from, the weights to start from")
     if ckpt_path is not None:
-        require_process(ckpt_path, read_settings(ckpt_path), process)
+        settings = read_settings(ckpt_path)
+        require_process(ckpt_path, settings, process)
+        theirs, ours = (override_settings(one, CHANGE_NO_WEIGHT) for one in (settings["network"], network.settings))
+        for name, value in ours.items():
+            if theirs.get(name, value) != value:
+                raise ValueError(f"{ckpt_path} is of another network: {name} {theirs[name]} there, {value} here")
         load_strictly(network, load_tensors(ckpt_path), ckpt_path)
     return network
 
 
-def with_frozen_local(network: PRDiT, local_ckpt: Union[str, Path], process: Optional[dict] = None) -> PRDiT:
+def with_frozen_local(
+    network: PRDiT, local_ckpt: Union[str, Path], process: Optional[dict] = None, data: Optional[dict] = None
+) -> PRDiT:
     """Puts the weights of stage 1 into a stage-2 network and freezes them (design 2.2).
 
     Frozen are the local denoiser with its time head, and the shared time layer.
@@ -52,6 +74,7 @@ def with_frozen_local(network: PRDiT, local_ckpt: Union[str, Path], process: Opt
         network: of depth 1 or more.
         local_ckpt: stage 1's weights, with their JSON beside them.
         process: of this run; None checks nothing.
+        data: of this run; None checks nothing.
 
     Raises:
         ValueError: in one line, when there is no stage 1 or it does not fit.
@@ -69,6 +92,11 @@ def with_frozen_local(network: PRDiT, local_ckpt: Union[str, Path], process: Opt
     ]
     if _local_grid(theirs) != _local_grid(ours):
         facts.append(f"patch size and stride {_local_grid(theirs)} there, {_local_grid(ours)} here")
+    if data is not None:
+        there, here = _facts(settings["data"]), _facts(data)
+        facts += [f"{name} {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
+    if process is not None and settings["process"].get("noise_std", 1.0) != process["noise_std"]:
+        facts.append(f"noise_std {settings['process'].get('noise_std', 1.0)} there, {process['noise_std']} here")
     if facts:
         raise ValueError(f"stage 1 in {local_ckpt} does not fit stage 2: {'; '.join(facts)}")
     frozen = nn.ModuleDict({"time": network.time, "local": network.local})
@@ -93,7 +121,7 @@ def parameters_to_train(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def latest_checkpoint(ckpt_dir: Union[str, Path], prefix: str) -> Optional[str]:
-    """The newest file `prefix_checkpoint_epoch=N.pt` of a folder, or None."""
-    found = {int(path.stem.rpartition("=")[2]): path for path in Path(ckpt_dir).glob(f"{prefix}_checkpoint_epoch=*.pt")}
-    return str(found[max(found)]) if found else None
+def checkpoints(ckpt_dir: Union[str, Path], prefix: str) -> list[Path]:
+    """The files `prefix_checkpoint_epoch=N.pt` of a folder, the oldest first."""
+    found = {path.stem.rpartition("=")[2]: path for path in Path(ckpt_dir).glob(f"{prefix}_checkpoint_epoch=*.pt")}
+    return [found[epoch] for epoch in sorted((epoch for epoch in found if epoch.isdecimal()), key=int)]
