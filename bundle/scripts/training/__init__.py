@@ -1,6 +1,7 @@
 """Training of both stages with MONAI's engines."""
 
-from .handlers import EMAWarmUp, EpochSeed, FrozenAverage, GradientGuard, LearningRateSchedule, TrainingCheckpoint
+from .checkpoints import TrainingCheckpoint
+from .handlers import EMAWarmUp, EpochSeed, FrozenAverage, GradientGuard, LearningRateSchedule
 from .high_resolution import (
     HighResolutionPrepareBatch,
     HighResolutionTraining,

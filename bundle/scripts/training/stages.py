@@ -119,9 +119,3 @@ def trained_module(network: PRDiT, local_window: int) -> nn.Module:
 def parameters_to_train(network: nn.Module) -> list[nn.Parameter]:
     """Parameters that are not frozen."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
-
-
-def checkpoints(ckpt_dir: Union[str, Path], prefix: str) -> list[Path]:
-    """The files `prefix_checkpoint_epoch=N.pt` of a folder, the oldest first."""
-    found = {path.stem.rpartition("=")[2]: path for path in Path(ckpt_dir).glob(f"{prefix}_checkpoint_epoch=*.pt")}
-    return [found[epoch] for epoch in sorted((epoch for epoch in found if epoch.isdecimal()), key=int)]
