@@ -108,7 +108,9 @@ def plot(results: dict[str, dict[int, dict[str, float]]], floor: dict[str, float
         for i, (name, row) in enumerate(results.items()):
             points = sorted((n, metrics[metric]) for n, metrics in row.items() if math.isfinite(metrics[metric]))
             if points:
-                axis.loglog(*zip(*points), marker=".", label=name, color=plt.cm.tab20(i % 20))
+                axis.loglog(
+                    *zip(*points), marker=".", label=name, color=plt.cm.tab20(i % 20), linestyle="-" if i < 20 else "--"
+                )
         if metric in floor:
             axis.axhline(floor[metric], color="black", linestyle=":", label="other phantoms (floor)")
         axis.set(title=metric, xlabel="network calls")
