@@ -62,7 +62,7 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, volumes: Tensor) -> Tensor:
         x = ((volumes - self.hu_min) / (self.hu_max - self.hu_min)).clamp(0, 1)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.uses_bf16(x.device)):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=uses_bf16(x.device, self.bf16)):
             return self.network(x).float()
 
 

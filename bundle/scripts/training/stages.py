@@ -24,9 +24,11 @@ def _local_grid(settings: dict) -> tuple[int, int]:
 
 def require_process(ckpt_path: Union[str, Path], settings: dict, process: Optional[dict]) -> None:
     """Raises a ValueError in one line when weights were trained with another process than this run's, if it is told."""
-    theirs = settings.get("process", {}).get("name")
-    if process is not None and theirs != process["name"]:
-        raise ValueError(f"{ckpt_path} was trained with the process {theirs}, this run has {process['name']}")
+    theirs = settings.get("process", {})
+    for name, value in (process or {}).items():
+        if theirs.get(name, None if name == "name" else value) != value:
+            what = "the process" if name == "name" else name
+            raise ValueError(f"{ckpt_path} was trained with {what} {theirs.get(name)}, this run has {value}")
 
 
 def _facts(data: dict) -> dict:
@@ -95,8 +97,6 @@ def with_frozen_local(
     if data is not None:
         there, here = _facts(settings["data"]), _facts(data)
         facts += [f"{name} {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
-    if process is not None and settings["process"].get("noise_std", 1.0) != process["noise_std"]:
-        facts.append(f"noise_std {settings['process'].get('noise_std', 1.0)} there, {process['noise_std']} here")
     if facts:
         raise ValueError(f"stage 1 in {local_ckpt} does not fit stage 2: {'; '.join(facts)}")
     frozen = nn.ModuleDict({"time": network.time, "local": network.local})
