@@ -57,6 +57,24 @@ def test_finetuning_starts_from_weights_and_trains_all_of_them(trained, tmp_path
         run("training", ["train", "finetune"], **{**settings, "hidden_size": 12, "finetune_from": start})
 
 
+def test_a_new_local_denoiser_trains_beside_the_transformer_of_weights(trained, tmp_path):
+    start, mine = trained / "ckpt" / "model.pt", tmp_path / "ckpt" / "model.pt"
+    patches = {"local_patch_size": 6, "local_stride": 4}
+    _, settings = training(2, tmp_path, **patches, max_epochs=4, ema_decay=0.5, warmup_steps=0)
+    run("training", ["train", "train_new_local"], **settings, residual_ckpt=start)
+    before, after = (torch.load(path, weights_only=True) for path in (start, mine))
+    frozen = {name for name in before if not name.startswith("local.")}
+    assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
+    rows = losses(tmp_path, "model")
+    assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
+    settings |= {"ckpt_dir": tmp_path / "all", "max_epochs": 1}
+    run("training", ["train", "finetune"], **settings, finetune_from=mine)
+    with assert_refused("no checkpoint at"):
+        run("training", ["train", "train_new_local"], **settings, residual_ckpt=tmp_path / "none.pt")
+    with assert_refused("residual_ckpt"):
+        run("training", ["train", "train_new_local"], **settings)
+
+
 def test_the_overlay_of_the_paper(tmp_path):
     """The stack of the docs at a tiny size: both stages of the paper's network."""
     keep = (
@@ -287,6 +305,11 @@ def test_import_official_sample_and_export(tmp_path, monkeypatch, capsys):
     sample(ckpt_path="ours/model.pt", num_inference_steps=2, num_samples=1, output_dir="out")
     run("run", ["export"], ckpt_path="ours/model.pt", output_path="half/model.pt")
     assert Path("half/model.pt").stat().st_size < 0.6 * Path("ours/model.pt").stat().st_size
+    run("run", ["export"], ckpt_path="ours/model.pt", output_path="less/model.pt", time_dtype="float8_e4m3fn")
+    assert Path("less/model.pt").stat().st_size < 0.9 * Path("half/model.pt").stat().st_size
+    sample(ckpt_path="less/model.pt", num_inference_steps=2, num_samples=1, output_dir="from_less")
+    with assert_refused("time_dtype", "float7"):
+        run("run", ["export"], ckpt_path="ours/model.pt", output_path="no/model.pt", time_dtype="float7")
     with assert_refused("exists already"):
         run("run", ["import_official"], **settings, norm="layer")
     torch.save({"a": torch.zeros(2)}, "foreign.pt")

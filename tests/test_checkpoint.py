@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -52,6 +53,18 @@ def test_half_the_bits_load_into_float32(tmp_path, make_network, make_volume):
         assert loaded.state_dict()[name].dtype == torch.float32
         assert torch.equal(loaded.state_dict()[name], value.bfloat16().float())
     assert next(network.parameters()).dtype == torch.float32
+
+
+def test_only_what_sees_the_time_alone_is_stored_in_fewer_bits(tmp_path, make_network):
+    network = make_network(parametrization="skip")
+    save_weights(network, tmp_path / "less.pt", {}, torch.bfloat16, torch.float8_e4m3fn)
+    loaded, less = network_from_checkpoint(tmp_path / "less.pt").state_dict(), set()
+    for name, value in network.state_dict().items():
+        if not torch.equal(loaded[name], value.bfloat16().float()):
+            assert torch.equal(loaded[name], value.to(torch.float8_e4m3fn).float())
+            less.add(name)
+    of_time = re.compile(r"(time|.*time_head|.*modulation\.linear)\.weight")
+    assert less == {name for name in loaded if of_time.fullmatch(name)}
 
 
 def test_settings_travel_with_the_weights(saved):

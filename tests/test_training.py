@@ -21,6 +21,7 @@ from scripts.training import (
     training_batches,
     validation_share,
     with_frozen_local,
+    with_frozen_residual,
 )
 
 
@@ -267,6 +268,63 @@ def test_stage_2_needs_a_transformer_and_stage_1(stage1, tmp_path, one_line):
     with pytest.raises(ValueError) as raised:
         with_frozen_local(build_stage2(), tmp_path / "model.pt")
     one_line(raised, tmp_path / "model.pt", "residual")
+
+
+# a new local denoiser beside a trained transformer
+
+
+@pytest.fixture
+def both_stages(tmp_path, make_network):
+    """Trained weights of both stages, as a network and as a file."""
+    network = make_network(parametrization="skip")
+    save_weights(network, tmp_path / "model.pt", {"stage": "model"})
+    return network, tmp_path / "model.pt"
+
+
+def test_a_new_local_denoiser_starts_beside_the_transformer_and_leaves_it_alone(both_stages, make_volume):
+    trained, path = both_stages
+    network = with_frozen_residual(build_stage2(local_patch_size=6, local_stride=4), path)
+    x, times = make_volume(2, 1, 8, 8, 8), torch.tensor([50.0, 950.0])
+    local, residual = network.forward_parts(x, times)
+    theirs = trained.forward_parts(x, times)[1]
+    assert torch.equal(residual, theirs)
+    assert torch.equal(local, network._skip(x, times, torch.zeros_like(local), 1.0))  # a local part of nothing
+
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name in network.state_dict() if not name.startswith("local.")}
+    assert {id(p) for p in parameters_to_train(network)} == {id(p) for p in network.local.parameters()}
+
+    optimizer = torch.optim.AdamW(parameters_to_train(network), lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(x, times).square().mean().backward()
+        optimizer.step()
+    after = network.forward_parts(x, times)
+    assert torch.equal(after[1], theirs) and not torch.allclose(after[0], local, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"depth": 0}, ["needs a transformer", "depth"]),
+        ({"depth": 1}, ["depth 2 there, 1 here"]),
+        ({"hidden_size": 48}, ["hidden_size 24 there, 48 here"]),
+        ({"stride": 4, "patch_size": 4}, ["stride 2 there, 4 here"]),
+    ],
+)
+def test_a_transformer_that_does_not_fit_is_refused(both_stages, settings, words, one_line):
+    with pytest.raises(ValueError) as raised:
+        with_frozen_residual(build_stage2(**settings), both_stages[1])
+    one_line(raised, *words)
+
+
+def test_a_new_local_denoiser_needs_weights_of_both_stages(stage1, tmp_path, one_line):
+    with pytest.raises(ValueError) as raised:
+        with_frozen_residual(build_stage2(), stage1[1])
+    one_line(raised, stage1[1], "depth 0 there, 2 here")
+    with pytest.raises(ValueError) as raised:
+        with_frozen_residual(build_stage2(), tmp_path / "none.pt")
+    one_line(raised, tmp_path / "none.pt")
 
 
 def test_windows_are_for_stage_1(make_network, one_line):

@@ -17,6 +17,7 @@ from .base import DenoisingNetwork
 from .high_resolution import build_network, override_settings
 
 CHANGE_NO_WEIGHT = {"attention": "auto", "chunk_tokens": 0, "activation_checkpointing": False}  # settings of a network
+TIME_LAYERS = {"time", "time_head", "modulation", "final_modulation"}  # parts of the names of what sees the time alone
 
 
 def sha256_of(path: PathLike) -> str:
@@ -57,7 +58,13 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], path: PathLike) 
     network.load_state_dict(state)
 
 
-def save_weights(network: DenoisingNetwork, path: PathLike, settings: dict, dtype: Optional[torch.dtype] = None) -> str:
+def save_weights(
+    network: DenoisingNetwork,
+    path: PathLike,
+    settings: dict,
+    dtype: Optional[torch.dtype] = None,
+    time_dtype: Optional[torch.dtype] = None,
+) -> str:
     """Writes `path` and its JSON.
 
     Args:
@@ -65,11 +72,16 @@ def save_weights(network: DenoisingNetwork, path: PathLike, settings: dict, dtyp
         path: a `.pt` file.
         settings: what else belongs to the weights: 'process', 'data', 'stage', ...
         dtype: storage precision; None keeps the network's. Loading into float32 is exact.
+        time_dtype: of the matrices that see the time alone; None stores them as the others.
 
     Returns:
         The sha256 of the weights.
     """
-    state = {name: value.detach().cpu().to(dtype or value.dtype) for name, value in network.state_dict().items()}
+    state = {}
+    for name, value in network.state_dict().items():
+        of_time = value.ndim == 2 and not TIME_LAYERS.isdisjoint(name.split("."))
+        stored_as = (time_dtype if of_time else None) or dtype or value.dtype
+        state[name] = value.detach().cpu().to(stored_as)
     write_atomically(path, lambda part: _save(state, part))
     sha256 = sha256_of(path)
     text = json.dumps({"sha256": sha256, "network": network.settings, **settings}, indent=4) + "\n"
@@ -123,19 +135,30 @@ def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> DenoisingN
     return network
 
 
-def export_weights(ckpt_path: PathLike, output_path: PathLike, dtype: str = "bfloat16") -> None:
+def export_weights(
+    ckpt_path: PathLike, output_path: PathLike, dtype: str = "bfloat16", time_dtype: Optional[str] = None
+) -> None:
     """Copies weights in another storage precision; half the size in bfloat16, and still exact to load.
+
+    The matrices that see the time alone are a third of a small network, and bear coarser rounding: what they give is
+    shift, scale and gate, the same for all tokens.
 
     Args:
         ckpt_path: a `.pt` file written by `save_weights`.
         output_path: the copy, with its JSON.
         dtype: 'float32', 'bfloat16' or 'float16'.
+        time_dtype: of the matrices that see the time alone: one of these, 'float8_e4m3fn', or None for `dtype`.
 
     Raises:
         ValueError: in one line, when the precision is unknown or the weights cannot be loaded.
     """
-    if dtype not in ("float32", "bfloat16", "float16"):
+    precisions = ("float32", "bfloat16", "float16")
+    if dtype not in precisions:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got '{dtype}'")
+    if time_dtype is not None and time_dtype not in (*precisions, "float8_e4m3fn"):
+        raise ValueError(f"time_dtype must be null, float32, bfloat16, float16 or float8_e4m3fn, got '{time_dtype}'")
     settings = {name: value for name, value in read_settings(ckpt_path).items() if name not in ("sha256", "network")}
-    save_weights(network_from_checkpoint(ckpt_path), output_path, settings, getattr(torch, dtype))
-    print(f"{output_path}: {Path(output_path).stat().st_size / 1e6:.1f} MB in {dtype}")
+    of_time = getattr(torch, time_dtype) if time_dtype else None
+    save_weights(network_from_checkpoint(ckpt_path), output_path, settings, getattr(torch, dtype), of_time)
+    beside = f", {time_dtype} where the time alone counts" if time_dtype else ""
+    print(f"{output_path}: {Path(output_path).stat().st_size / 1e6:.1f} MB in {dtype}{beside}")

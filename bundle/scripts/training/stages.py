@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional, Union
+from typing import Collection, Optional, Union
 
 from torch import nn
 
@@ -55,13 +55,48 @@ def start_from(
     if required and ckpt_path is None:
         raise ValueError("fine-tuning needs finetune_from, the weights to start from")
     if ckpt_path is not None:
-        settings = read_settings(ckpt_path)
-        require_process(ckpt_path, settings, process)
-        theirs, ours = (override_settings(one, CHANGE_NO_WEIGHT) for one in (settings["network"], network.settings))
-        for name, value in ours.items():
-            if theirs.get(name, value) != value:
-                raise ValueError(f"{ckpt_path} is of another network: {name} {theirs[name]} there, {value} here")
+        _require_same_network(network, ckpt_path, process)
         load_strictly(network, load_tensors(ckpt_path), ckpt_path)
+    return network
+
+
+def _require_same_network(
+    network: PRDiT, ckpt_path: Union[str, Path], process: Optional[dict], but: Collection[str] = ()
+) -> None:
+    """Raises a ValueError in one line when weights are of another process or network, the settings `but` aside."""
+    settings = read_settings(ckpt_path)
+    require_process(ckpt_path, settings, process)
+    theirs, ours = (override_settings(one, CHANGE_NO_WEIGHT) for one in (settings["network"], network.settings))
+    for name, value in ours.items():
+        if theirs.get(name, value) != value and name not in but:
+            raise ValueError(f"{ckpt_path} is of another network: {name} {theirs[name]} there, {value} here")
+
+
+def with_frozen_residual(
+    network: PRDiT, residual_ckpt: Union[None, str, Path], process: Optional[dict] = None
+) -> PRDiT:
+    """Puts the transformer of trained weights beside a new local denoiser, and freezes it with the shared time layer.
+
+    The local denoiser may have other patches than theirs. It starts at zero, so that the network starts as its
+    transformer alone; afterwards all of it can be fine-tuned.
+
+    Args:
+        network: of depth 1 or more.
+        residual_ckpt: weights of both stages, with their JSON beside them.
+        process: of this run; None checks nothing.
+
+    Raises:
+        ValueError: in one line, when the weights are not told, are missing, have no transformer, or do not fit.
+    """
+    if network.residual is None:
+        raise ValueError("a new local denoiser needs a transformer beside it: set depth to 1 or more")
+    if residual_ckpt is None:
+        raise ValueError("a new local denoiser needs residual_ckpt, the weights whose transformer stays")
+    _require_same_network(network, residual_ckpt, process, but=("local_patch_size", "local_stride"))
+    frozen = nn.ModuleDict({"time": network.time, "residual": network.residual})
+    state = {name: value for name, value in load_tensors(residual_ckpt).items() if not name.startswith("local.")}
+    load_strictly(frozen, state, residual_ckpt)
+    frozen.requires_grad_(False)
     return network
 
 
