@@ -33,6 +33,7 @@ TINY = {
     "train": {**NETWORK, "depth": 0},
     "train_global": {"depth": 2},
     "finetune": {"depth": 2},
+    "train_new_local": {"depth": 2},
     "train_high_resolution": {**HIGH, "max_epochs": 1},
     "inference": {"num_inference_steps": 2, "num_samples": 2},
     "evaluate": {
@@ -60,6 +61,7 @@ CT_FOLDERS, WEIGHTS = ("source_dir", "dataset_dir", "real_dir", "generated_dir")
     "ckpt_path",
     "backbone_ckpt",
     "finetune_from",
+    "residual_ckpt",
 )
 MANY_PROCESSES, SCRIPT = "torchrun", "python benchmarks/"
 
