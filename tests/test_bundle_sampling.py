@@ -94,6 +94,8 @@ def test_files_that_are_not_ours_are_not_overwritten(kind, trained, tmp_path):
         ({"eta": 0.5, "predictor_ratio": 2}, "predictor_ratio or eta, not both"),
         ({"solver": "heun", "num_inference_steps": 5}, "must be a multiple of 2"),
         ({"prediction": "velocity"}, "prediction must be None or noise"),
+        ({"guidance": -1}, "guidance must be 0 or more"),
+        ({"guidance": 0.5, "guidance_block": 2}, "guidance_block must be 0 to 1"),
         ({"process_name": "flow_matching"}, "trained with the process cosine_sine"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"chunk_tokens": -1}, "chunk_tokens must be 0 or more"),

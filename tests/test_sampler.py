@@ -8,6 +8,7 @@ from monai.inferers import DiffusionInferer
 from torch import nn
 
 from scripts.inferers import SeedSampler, inference_network, network_at_times
+from scripts.networks import Guidance
 from scripts.schedulers import SOLVERS, CosineSineScheduler, FlowMatchingScheduler
 
 CPU = torch.device("cpu")
@@ -99,7 +100,9 @@ def test_other_networks_than_ours_sample_too():
 @pytest.mark.slow
 def test_a_compiled_network_samples_the_same(make_network):
     volumes = [
-        sampler_of(CosineSineScheduler())(torch.tensor([0]), inference_network(make_network(), CPU, False, compiled))
+        sampler_of(CosineSineScheduler(), guidance=Guidance(0.5, 1, 0.6))(
+            torch.tensor([0]), inference_network(make_network(), CPU, False, compiled)
+        )
         for compiled in (False, True)
     ]
     torch.testing.assert_close(*volumes, rtol=0, atol=0.5)

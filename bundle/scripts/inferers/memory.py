@@ -22,12 +22,18 @@ USABLE = 0.85  # the rest is for what the allocator cannot use
 
 
 def peak_gb(
-    network: dict, grid: Sequence[int], batch_size: int, chunk_tokens: int, bf16: bool = True, num_calls: int = 1
+    network: dict,
+    grid: Sequence[int],
+    batch_size: int,
+    chunk_tokens: int,
+    bf16: bool = True,
+    num_calls: int = 1,
+    guided: bool = False,
 ) -> float:
     """Calculated peak of one network call while sampling, in GB (10^9 bytes), without what the driver takes.
 
-    Counted are the weights, what they make of the times of all calls, the sample, and the largest set of tensors that lives at one time in either branch or in
-    the output, with attention in memory linear in the tokens.
+    Counted are the weights, what they make of the times of all calls, the sample, and the largest set of tensors that
+    lives at one time in either branch or in the output, with attention in memory linear in the tokens.
 
     Args:
         network: settings of `build_network`.
@@ -36,6 +42,7 @@ def peak_gb(
         chunk_tokens: see `LocalDenoiser`; 0 is all patches.
         bf16: weights and activations in bfloat16.
         num_calls: network calls per volume.
+        guided: with layer-skip guidance, from the first block on.
     """
     with torch.device("meta"):
         model = build_network(**network)
@@ -45,7 +52,7 @@ def peak_gb(
     weights += size * num_calls * sum(part.numel() for part in modulations)
     voxels = math.prod(grid)
     held = 4 * batch_size * voxels * 2 * model.settings["in_channels"]  # the sample and what a solver remembers
-    return (weights + held + _call_bytes(model, batch_size, voxels, chunk_tokens, size)) / 1e9
+    return (weights + held + _call_bytes(model, batch_size, voxels, chunk_tokens, size, 2 if guided else 1)) / 1e9
 
 
 def _local_bytes(
@@ -58,13 +65,19 @@ def _local_bytes(
     return size * (tokens * width + chunk * 6 * width + 2 * voxels * predicted)
 
 
-def _call_bytes(model: DenoisingNetwork, batch_size: int, voxels_each: float, chunk_tokens: int, size: int) -> float:
-    """Largest set of tensors of one call; at high resolution the backbone's, or the refiner's and the output's."""
+def _call_bytes(
+    model: DenoisingNetwork, batch_size: int, voxels_each: float, chunk_tokens: int, size: int, paths: int
+) -> float:
+    """Largest set of tensors of one call; at high resolution the backbone's, or the refiner's and the output's.
+
+    `paths` is how often the transformer's tokens are there, 2 with guidance.
+    """
     channels, voxels = model.settings["in_channels"], batch_size * voxels_each
     predicted = channels * model.settings["num_predictions"]
     if isinstance(model, HighResolutionPRDiT):
         low = voxels_each / model.factor**3
-        backbone = 4 * batch_size * low * channels + _call_bytes(model.backbone, batch_size, low, chunk_tokens, size)
+        backbone = _call_bytes(model.backbone, batch_size, low, chunk_tokens, size, paths)
+        backbone += 4 * batch_size * low * channels
         refiner = _local_bytes(model.refiner, channels, predicted, voxels, chunk_tokens, size)
         output = 4 * voxels * (4 * predicted + (2 * channels if model.skip else 0))
         return max(backbone, 4 * batch_size * low * predicted + max(refiner, output))
@@ -76,8 +89,8 @@ def _call_bytes(model: DenoisingNetwork, batch_size: int, voxels_each: float, ch
         tokens, width = voxels / model.residual.stride**3, channels * model.residual.patch_size**3
         hidden = model.residual.hidden_size
         embedding = tokens * (width + 9 * hidden) + 8 / size * tokens / batch_size * hidden  # and the position code
-        block = tokens * 10 * hidden  # the MLP: its input, the block's input, 4h before and after GELU
-        residual = size * (max(embedding, block) + 2 * voxels * predicted)
+        block = paths * tokens * 10 * hidden  # the MLP: its input, the block's input, 4h before and after GELU
+        residual = size * (max(embedding, block) + (paths + 1) * voxels * predicted)
     return max(local, residual, output)
 
 
@@ -90,6 +103,7 @@ def memory_plan(
     bf16: Optional[bool] = None,
     device: Union[str, torch.device] = "cpu",
     num_inference_steps: int = 1,
+    guided: bool = False,
 ) -> dict[str, int]:
     """The batch and the chunks to sample with.
 
@@ -103,6 +117,7 @@ def memory_plan(
         bf16: see `inference_network`.
         device: where it runs.
         num_inference_steps: network calls per volume.
+        guided: see `peak_gb`.
 
     Returns:
         'batch_size' and 'chunk_tokens'.
@@ -124,7 +139,7 @@ def memory_plan(
     # whole batches come first, then ever smaller chunks
     for chunk in (0, *CHUNKS) if chunk_tokens is None else (chunk_tokens,):
         for batch in BATCHES if batch_size is None else (batch_size,):
-            peak = peak_gb(settings["network"], sides, batch, chunk, fast, num_calls)
+            peak = peak_gb(settings["network"], sides, batch, chunk, fast, num_calls, guided)
             if peak <= limit:
                 return {"batch_size": batch, "chunk_tokens": chunk}
     raise ValueError(

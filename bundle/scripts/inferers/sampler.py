@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..networks.base import DenoisingNetwork
+from ..networks.guidance import Guidance
 from ..schedulers import DiffusionProcess
 from ..settings import switch, usable_device, whole_number
 from .inferer import uses_bf16
@@ -100,6 +101,7 @@ class SeedSampler(Inferer):
         hu_window: HU of the values -1 and 1.
         num_volumes: of this process, for the progress bar; 0 shows none.
         in_channels: channels of the volumes.
+        guidance: layer-skip guidance of the network, if any.
     """
 
     def __init__(
@@ -110,8 +112,9 @@ class SeedSampler(Inferer):
         hu_window: Sequence[float] = (-1000.0, 1000.0),
         num_volumes: int = 0,
         in_channels: int = 1,
+        guidance: Optional[Guidance] = None,
     ) -> None:
-        self.scheduler, self.shape = scheduler, (in_channels, *grid)
+        self.scheduler, self.shape, self.guidance = scheduler, (in_channels, *grid), guidance
         self.hu_min, self.hu_max = hu_window
         self.num_volumes = num_volumes
         self.bar: Optional[tqdm] = None
@@ -130,7 +133,8 @@ class SeedSampler(Inferer):
         sample = self.scheduler.initial_noise((len(inputs), *self.shape), device)
         if self.calls is None:
             times = self.scheduler.timesteps.float().to(device)
-            self.calls = network_at_times(network, times, self.shape[1:])
+            guided = (self.guidance.weights(self.scheduler), self.guidance.block) if self.guidance else ()
+            self.calls = network_at_times(network, times, self.shape[1:], *guided)
         if self.bar is None:
             total = self.num_volumes * len(self.calls)
             self.bar = tqdm(
@@ -146,11 +150,20 @@ class SeedSampler(Inferer):
 
 
 def network_at_times(
-    network: nn.Module, times: Tensor, spatial_shape: Sequence[int]
+    network: nn.Module,
+    times: Tensor,
+    spatial_shape: Sequence[int],
+    guidance: Optional[Sequence[float]] = None,
+    skipped: int = 0,
 ) -> list[Callable[[Tensor], Tensor]]:
-    """The network at each of the times (S,), as functions of volumes (B, C, *spatial_shape) alone."""
+    """The network at each of the times (S,), as functions of volumes (B, C, *spatial_shape) alone.
+
+    `guidance` and `skipped` are those of `DenoisingNetwork.at_times`; other networks have none.
+    """
     if isinstance(network, DenoisingNetwork):
-        return network.at_times(times, list(spatial_shape))
+        return network.at_times(times, list(spatial_shape), guidance, skipped)
+    if guidance is not None:
+        raise ValueError(f"layer-skip guidance needs a network of this bundle, got {type(network).__name__}")
     return [partial(network, timesteps=time) for time in times.split(1)]
 
 

@@ -2,6 +2,7 @@
 
 from .base import DenoisingNetwork
 from .checkpoint import export_weights, network_from_checkpoint, read_settings, save_weights, sha256_of
+from .guidance import Guidance, guidance_of
 from .high_resolution import HighResolutionPRDiT, build_high_resolution, build_network
 from .local_denoiser import LocalDenoiser
 from .official import import_official, network_from_official, official_state_dict

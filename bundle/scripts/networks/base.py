@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Sequence
 
 import torch
 import torch.nn as nn
@@ -42,9 +42,18 @@ class DenoisingNetwork(nn.Module):
         raise NotImplementedError
 
     def predict(
-        self, x: Tensor, times: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None
+        self,
+        x: Tensor,
+        times: Tensor,
+        modulations: List[Tensor],
+        positions: Optional[Tensor] = None,
+        guidance: float = 0.0,
+        skipped: int = 0,
     ) -> Tensor:
-        """As `forward`, with times (B,) or (1,) and what `modulations` and `positions` made."""
+        """As `forward`, with times (B,) or (1,) and what `modulations` and `positions` made.
+
+        `guidance` and `skipped` are for sampling, see `ResidualDiT.refine`.
+        """
         raise NotImplementedError
 
     @torch.jit.unused
@@ -94,14 +103,24 @@ class DenoisingNetwork(nn.Module):
         return self.predict(x, times, self.modulations(times))
 
     @torch.jit.unused
-    def at_times(self, times: Tensor, spatial_shape: List[int]) -> List[Callable[[Tensor], Tensor]]:
+    def at_times(
+        self, times: Tensor, spatial_shape: List[int], guidance: Optional[Sequence[float]] = None, skipped: int = 0
+    ) -> List[Callable[[Tensor], Tensor]]:
         """The network at each of the times (S,), as functions of volumes (B, C, *spatial_shape) alone.
 
         All that depends on the time and on the shape alone is computed here.
+
+        Args:
+            times: network times.
+            spatial_shape: of the volumes.
+            guidance: its weight at each time, see `ResidualDiT.refine`; None is 0.
+            skipped: block that the weaker prediction leaves out.
         """
         modulations, positions = self.modulations(times), self.positions(spatial_shape)
         calls: List[Callable[[Tensor], Tensor]] = []
         for i in range(len(times)):
             now = [part[:, i : i + 1].contiguous() for part in modulations]
-            calls.append(partial(self.predict, times=times[i : i + 1], modulations=now, positions=positions))
+            call = partial(self.predict, times=times[i : i + 1], modulations=now, positions=positions)
+            weight = 0.0 if guidance is None else float(guidance[i])
+            calls.append(partial(call, guidance=weight, skipped=skipped) if weight else call)
         return calls

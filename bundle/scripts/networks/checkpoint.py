@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..files import PathLike, write_atomically
 from .base import DenoisingNetwork
+from .guidance import guidance_of
 from .high_resolution import build_network, override_settings
 
 CHANGE_NO_WEIGHT = {"attention": "auto", "chunk_tokens": 0, "activation_checkpointing": False}  # settings of a network
@@ -136,7 +137,13 @@ def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> DenoisingN
 
 
 def export_weights(
-    ckpt_path: PathLike, output_path: PathLike, dtype: str = "bfloat16", time_dtype: Optional[str] = None
+    ckpt_path: PathLike,
+    output_path: PathLike,
+    dtype: str = "bfloat16",
+    time_dtype: Optional[str] = None,
+    guidance: Optional[float] = None,
+    guidance_block: Optional[int] = None,
+    guidance_below: Optional[float] = None,
 ) -> None:
     """Copies weights in another storage precision; half the size in bfloat16, and still exact to load.
 
@@ -148,9 +155,13 @@ def export_weights(
         output_path: the copy, with its JSON.
         dtype: 'float32', 'bfloat16' or 'float16'.
         time_dtype: of the matrices that see the time alone: one of these, 'float8_e4m3fn', or None for `dtype`.
+        guidance: to sample the copy with, see `Guidance`; None as the weights have it.
+        guidance_block: likewise.
+        guidance_below: likewise.
 
     Raises:
-        ValueError: in one line, when the precision is unknown or the weights cannot be loaded.
+        ValueError: in one line, when the precision is unknown, the guidance is out of range, or the weights cannot be
+            loaded.
     """
     precisions = ("float32", "bfloat16", "float16")
     if dtype not in precisions:
@@ -158,6 +169,8 @@ def export_weights(
     if time_dtype is not None and time_dtype not in (*precisions, "float8_e4m3fn"):
         raise ValueError(f"time_dtype must be null, float32, bfloat16, float16 or float8_e4m3fn, got '{time_dtype}'")
     settings = {name: value for name, value in read_settings(ckpt_path).items() if name not in ("sha256", "network")}
+    recommended = guidance_of(read_settings(ckpt_path), guidance, guidance_block, guidance_below)
+    settings["guidance"] = recommended._asdict() if recommended else {}
     of_time = getattr(torch, time_dtype) if time_dtype else None
     save_weights(network_from_checkpoint(ckpt_path), output_path, settings, getattr(torch, dtype), of_time)
     beside = f", {time_dtype} where the time alone counts" if time_dtype else ""

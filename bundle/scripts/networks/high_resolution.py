@@ -98,10 +98,18 @@ class HighResolutionPRDiT(DenoisingNetwork):
         return upsampled + self._skip(unexplained, times, raw, 1.0)
 
     def predict(
-        self, x: Tensor, times: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None
+        self,
+        x: Tensor,
+        times: Tensor,
+        modulations: List[Tensor],
+        positions: Optional[Tensor] = None,
+        guidance: float = 0.0,
+        skipped: int = 0,
     ) -> Tensor:
         """As `forward`; `positions` are the backbone's."""
-        low = self.backbone.predict(downsample_nearest(x, self.factor), times, modulations[1:], positions)
+        low = self.backbone.predict(
+            downsample_nearest(x, self.factor), times, modulations[1:], positions, guidance, skipped
+        )
         raw = self.refiner.denoise(x.to(self.time.weight.dtype), modulations[0]).to(x.dtype)
         return self.combine(x, times, upsample_prediction(low, self.factor), raw)
 

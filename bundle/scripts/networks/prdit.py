@@ -54,13 +54,19 @@ class PRDiT(DenoisingNetwork):
         return modulations
 
     def predict(
-        self, x: Tensor, times: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None
+        self,
+        x: Tensor,
+        times: Tensor,
+        modulations: List[Tensor],
+        positions: Optional[Tensor] = None,
+        guidance: float = 0.0,
+        skipped: int = 0,
     ) -> Tensor:
         """As `forward`, with times (B,) or (1,) and what `modulations` made of them; `positions` are stage 2's."""
         volume = x.to(self.time.weight.dtype)
         raw = self.local.denoise(volume, modulations[0])
         if self.residual is not None:
-            raw = raw + self.residual.refine(volume, modulations[1:], positions)
+            raw = raw + self.residual.refine(volume, modulations[1:], positions, guidance, skipped)
         raw = raw.to(x.dtype)
         return self._skip(x, times, raw, 1.0) if self.skip else raw
 

@@ -173,8 +173,19 @@ class ResidualDiT(nn.Module):
             None
         ]
 
-    def refine(self, x: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None) -> Tensor:
-        """As `forward`, with what `modulations` made of the time, and `positions` of the volume's shape."""
+    def refine(
+        self,
+        x: Tensor,
+        modulations: List[Tensor],
+        positions: Optional[Tensor] = None,
+        guidance: float = 0.0,
+        skipped: int = 0,
+    ) -> Tensor:
+        """As `forward`, with what `modulations` made of the time, and `positions` of the volume's shape.
+
+        With guidance w the result is R + w (R - R'), where R' leaves the block `skipped` out (see
+        `Guidance`); the modulations must then be of one time, and come without gradients.
+        """
         grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
         if positions is None:
             positions = self.positions([x.shape[2], x.shape[3], x.shape[4]])
@@ -183,7 +194,13 @@ class ResidualDiT(nn.Module):
         for i, block in enumerate(self.blocks):
             if not torch.jit.is_scripting() and self.activation_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, modulations[i], use_reentrant=False)
+            elif guidance != 0.0 and i == skipped:
+                tokens = torch.cat([block(tokens, modulations[i]), tokens])  # (2B, N, F), of R and R'
             else:
                 tokens = block(tokens, modulations[i])
         shift, scale = modulations[len(self.blocks)].unbind(0)
-        return unpatchify(self.output(modulate(self.final_norm(tokens), shift, scale)), grid, self.stride)
+        patches = self.output(modulate(self.final_norm(tokens), shift, scale))
+        if guidance != 0.0:
+            whole, weaker = patches.chunk(2)
+            patches = torch.lerp(weaker, whole, 1.0 + guidance)
+        return unpatchify(patches, grid, self.stride)
