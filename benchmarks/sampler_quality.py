@@ -6,8 +6,9 @@
 
 Every setting samples the same seeds with inference.yaml into a folder of its own and is measured as in quality.py
 against the same phantoms. A run that is broken off continues where it was, volume by volume. The table has one line per
-sampler and one column per number of calls; 'distance' sums up a line of numbers as the mean of |ln(number / floor)|,
-the floor being what other phantoms measure: 0 is as good as phantoms. A sample without soft tissue has no grain: nan.
+sampler and one column per number of calls; guidance is that of the weights where the name says nothing. 'distance' sums
+up a line of numbers as the mean of |ln(number / floor)|, the floor being what other phantoms measure: 0 is as good as
+phantoms. A sample without soft tissue has no grain: nan.
 """
 
 from __future__ import annotations
@@ -56,6 +57,19 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "multistep p=2 quadratic": {"solver": "multistep", "predictor_ratio": 2.0, "spacing": "quadratic"},
     "multistep p=3 quadratic": {"solver": "multistep", "predictor_ratio": 3.0, "spacing": "quadratic"},
 }  # fmt: skip
+DEFAULT = {"solver": "multistep", "predictor_ratio": 3.0, "spacing": "quadratic"}
+GUIDANCE: dict[str, dict[str, Any]] = {
+    "no guidance": {"guidance": 0.0},
+    "guidance 0.25": {"guidance": 0.25},
+    "guidance 0.5": {"guidance": 0.5},
+    "guidance 1": {"guidance": 1.0},
+    "guidance 0.5 below 0.3": {"guidance": 0.5, "guidance_below": 0.3},
+    "guidance 0.5 below 0.7": {"guidance": 0.5, "guidance_below": 0.7},
+    "guidance 0.5 everywhere": {"guidance": 0.5, "guidance_below": 1.0},
+    **{f"guidance 0.5 block {i}": {"guidance": 0.5, "guidance_block": i} for i in (0, 2, 3, 4, 5)},
+    "predictor_corrector p=2 no guidance": {"solver": "predictor_corrector", "predictor_ratio": 2.0, "guidance": 0.0},
+}
+SAMPLERS |= {name: {**(DEFAULT if "solver" not in given else {}), **given} for name, given in GUIDANCE.items()}
 PLOTTED = ("distance", "HU-Wasserstein", "log10 spectrum error", "grain (HU)")
 
 
@@ -64,7 +78,8 @@ def settings_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int, dict[
     chosen = args.samplers or list(SAMPLERS)
     for calls in args.calls:
         for name in (name for name in SAMPLERS if name in chosen):
-            per_step = len(build_scheduler({"name": "cosine_sine"}, **SAMPLERS[name]).solver.offsets)
+            of_scheduler = {key: value for key, value in SAMPLERS[name].items() if not key.startswith("guidance")}
+            per_step = len(build_scheduler({"name": "cosine_sine"}, **of_scheduler).solver.offsets)
             if calls >= per_step:
                 yield name, calls, calls - calls % per_step, SAMPLERS[name]
 

@@ -12,6 +12,7 @@ from bundle_runs import DATA, assert_refused, losses, run, run_process, sample, 
 
 from scripts.data import chest_phantom
 from scripts.inferers import save_volume
+from scripts.networks import read_settings
 
 
 def test_two_stages_lower_the_validation_loss(trained):
@@ -67,6 +68,11 @@ def test_a_new_local_denoiser_trains_beside_the_transformer_of_weights(trained, 
     assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
     rows = losses(tmp_path, "model")
     assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
+    assert read_settings(mine)["residual_sha256"] == read_settings(start)["sha256"]
+    with assert_refused("another transformer than that of residual_ckpt"):
+        run("training", ["train", "train_new_local"], **{**settings, "max_epochs": 5}, residual_ckpt=mine)
+    with assert_refused("hu_window [-1000.0, 1000.0] there, [-500, 500] here"):
+        run("training", ["train", "train_new_local"], **settings, residual_ckpt=start, hu_window=[-500, 500])
     settings |= {"ckpt_dir": tmp_path / "all", "max_epochs": 1}
     run("training", ["train", "finetune"], **settings, finetune_from=mine)
     with assert_refused("no checkpoint at"):

@@ -17,7 +17,11 @@ from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_tensors, save_weights
 from ..networks.high_resolution import override_settings
 
 # hashes of the frozen weights that a run stands on
-STARTED_ON = {"local_sha256": "stage 1 than local.pt", "backbone_sha256": "backbone than backbone_ckpt"}
+STARTED_ON = {
+    "local_sha256": "stage 1 than local.pt",
+    "residual_sha256": "transformer than that of residual_ckpt",
+    "backbone_sha256": "backbone than backbone_ckpt",
+}
 
 
 def checkpoints(ckpt_dir: Union[str, Path], prefix: str) -> list[Path]:

@@ -38,6 +38,14 @@ def _facts(data: dict) -> dict:
     return {"hu_window": list(data["hu_window"]), "intensity": data.get("intensity", HU), "voxels (mm)": voxel}
 
 
+def _differences(settings: dict, data: Optional[dict]) -> list[str]:
+    """In what the volumes of weights, by their JSON, differ from those of this run; None is not compared."""
+    if data is None:
+        return []
+    there, here = _facts(settings["data"]), _facts(data)
+    return [f"{name} {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
+
+
 def start_from(
     network: PRDiT, ckpt_path: Union[None, str, Path], process: Optional[dict] = None, required: bool = False
 ) -> PRDiT:
@@ -73,7 +81,10 @@ def _require_same_network(
 
 
 def with_frozen_residual(
-    network: PRDiT, residual_ckpt: Union[None, str, Path], process: Optional[dict] = None
+    network: PRDiT,
+    residual_ckpt: Union[None, str, Path],
+    process: Optional[dict] = None,
+    data: Optional[dict] = None,
 ) -> PRDiT:
     """Puts the transformer of trained weights beside a new local denoiser, and freezes it with the shared time layer.
 
@@ -84,6 +95,7 @@ def with_frozen_residual(
         network: of depth 1 or more.
         residual_ckpt: weights of both stages, with their JSON beside them.
         process: of this run; None checks nothing.
+        data: of this run; None checks nothing.
 
     Raises:
         ValueError: in one line, when the weights are not told, are missing, have no transformer, or do not fit.
@@ -93,6 +105,9 @@ def with_frozen_residual(
     if residual_ckpt is None:
         raise ValueError("a new local denoiser needs residual_ckpt, the weights whose transformer stays")
     _require_same_network(network, residual_ckpt, process, but=("local_patch_size", "local_stride"))
+    facts = _differences(read_settings(residual_ckpt), data)
+    if facts:
+        raise ValueError(f"{residual_ckpt} was trained on other volumes: {'; '.join(facts)}")
     frozen = nn.ModuleDict({"time": network.time, "residual": network.residual})
     state = {name: value for name, value in load_tensors(residual_ckpt).items() if not name.startswith("local.")}
     load_strictly(frozen, state, residual_ckpt)
@@ -129,9 +144,7 @@ def with_frozen_local(
     ]
     if _local_grid(theirs) != _local_grid(ours):
         facts.append(f"patch size and stride {_local_grid(theirs)} there, {_local_grid(ours)} here")
-    if data is not None:
-        there, here = _facts(settings["data"]), _facts(data)
-        facts += [f"{name} {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
+    facts += _differences(settings, data)
     if facts:
         raise ValueError(f"stage 1 in {local_ckpt} does not fit stage 2: {'; '.join(facts)}")
     frozen = nn.ModuleDict({"time": network.time, "local": network.local})
