@@ -61,6 +61,13 @@ def live_gb(settings, grid, batch, chunk_tokens, dtype, guided=False):
         ("PRDiT-XS/1", {"parametrization": "skip"}, 256, 1, 4096),
         ("PRDiT-XS/2", {"patch_size": 10, "local_patch_size": 6, "local_stride": 4}, 64, 4, 0),
         ("PRDiT-XL/12", {"parametrization": "skip"}, 128, 4, 0),
+        (
+            "PRDiT-XS/6",
+            {"hidden_size": 288, "num_heads": 3, "patch_size": 10, "local_patch_size": 8, "local_stride": 4},
+            64,
+            32,
+            256,
+        ),
     ],
 )
 @pytest.mark.parametrize("bf16", [True, False])

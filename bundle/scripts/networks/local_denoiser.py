@@ -95,9 +95,8 @@ class LocalDenoiser(nn.Module):
 
     def denoise(self, x: Tensor, modulation: Tensor, padded: bool = False) -> Tensor:
         """As `forward`, with what `modulations` made of the time."""
-        if not padded:
-            x = pad_volume(x, self.patch_size, self.stride)
-        halo = self.patch_size - self.stride
+        halo = self.patch_size - self.stride if padded else 0
         grid = token_grid([x.shape[2] - halo, x.shape[3] - halo, x.shape[4] - halo], self.stride)
-        tokens = self.predict_tokens(patchify(x, self.patch_size, self.stride), modulation)
-        return unpatchify(tokens, grid, self.stride)
+        # the padded volume is not kept while the patches are denoised
+        patches = patchify(x if padded else pad_volume(x, self.patch_size, self.stride), self.patch_size, self.stride)
+        return unpatchify(self.predict_tokens(patches, modulation), grid, self.stride)
