@@ -8,7 +8,8 @@
 
 Each measurement is a process of its own, so that its memory is its own; the variants take turns, and a row holds the
 medians of `--rounds`. 'plain' is the eager network in MONAI's `DiffusionInferer.sample`; 'bundle' is what
-inference.yaml runs; 'compiled' the same through torch.compile. A variant is warmed up by one call and timed over
+inference.yaml runs; 'guided' the same with layer-skip guidance in every step (inference.yaml has it in the last ones);
+'compiled' is 'bundle' through torch.compile. A variant is warmed up by one call and timed over
 `--steps`; memory is the largest of one call, without what the process had before it had a network, and beside it what
 `scripts.inferers.peak_gb` calculates. The floor is the floating-point work of one call at the rate of a large matrix
 product of the same precision, measured in the same process.
@@ -42,9 +43,11 @@ from scripts.networks import (  # noqa: E402
     network_from_checkpoint,
     preset_settings,
 )
+from scripts.networks.guidance import num_blocks  # noqa: E402
 from scripts.schedulers import CosineSineScheduler  # noqa: E402
 
-VARIANTS = ("plain", "bundle", "compiled")
+VARIANTS = ("plain", "bundle", "guided", "compiled")
+SKIPPED = 1  # block that 'guided' leaves out, or the only one
 
 
 def synchronise(device: torch.device) -> None:
@@ -60,7 +63,11 @@ def memory_gb(device: torch.device) -> float:
 
 
 def forward_flop(
-    settings: dict[str, Any], grid: int, batch: int = 1, part: Optional[Callable[[nn.Module], nn.Module]] = None
+    settings: dict[str, Any],
+    grid: int,
+    batch: int = 1,
+    part: Optional[Callable[[nn.Module], nn.Module]] = None,
+    guided: bool = False,
 ) -> float:
     """Floating-point operations of one call, or of the part that makes one of the network; on tensors without memory."""
     with torch.device("meta"):
@@ -68,7 +75,10 @@ def forward_flop(
         x = torch.empty(batch, network.settings["in_channels"], grid, grid, grid)
         time = torch.empty(1) if part is None else torch.empty(1, settings["hidden_size"])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        (network if part is None else part(network))(x, time)
+        if guided:
+            network.at_times(time, [grid] * 3, [0.5], min(SKIPPED, num_blocks(settings) - 1))[0](x)
+        else:
+            (network if part is None else part(network))(x, time)
     return float(counter.get_total_flops())
 
 
@@ -93,8 +103,11 @@ def steps_of(
     channels = network.settings["in_channels"]
     sampler = SeedSampler(scheduler, steps, [grid] * 3, in_channels=channels)
     if variant != "plain":
+        guidance = [0.5] * steps if variant == "guided" else None
+        skipped = min(SKIPPED, num_blocks(network.settings) - 1)
         with torch.no_grad():
-            sampler.calls = network_at_times(network, scheduler.timesteps.float().to(device), [grid] * 3)
+            times = scheduler.timesteps.float().to(device)
+            sampler.calls = network_at_times(network, times, [grid] * 3, guidance, skipped)
         return lambda: sampler(torch.arange(batch), network)
     scheduler.generator = [torch.Generator(device).manual_seed(seed) for seed in range(batch)]
     noise = scheduler.initial_noise((batch, channels, grid, grid, grid), device)
@@ -118,8 +131,9 @@ def measure(args: argparse.Namespace, grid: int, batch: int, variant: str) -> di
     before = memory_gb(device)
     torch.manual_seed(0)
     network = make_network(args)
-    calculated = peak_gb(network.settings, [grid] * 3, batch, args.chunk_tokens, bf16)
-    flop = forward_flop(network.settings, grid, batch)
+    guided = variant == "guided"
+    calculated = peak_gb(network.settings, [grid] * 3, batch, args.chunk_tokens, bf16, guided=guided)
+    flop = forward_flop(network.settings, grid, batch, guided=guided)
     network = inference_network(network, device, bf16, compile=variant == "compiled")
     start = time.perf_counter()
     steps_of(variant, network, grid, batch, 1, device)()
@@ -156,7 +170,7 @@ def describe(device: torch.device) -> str:
 
 def measure_in_turns(args: argparse.Namespace, preset: str, grid: int, batch: int) -> dict[str, dict[str, float]]:
     """Medians of each variant, each measurement in a process of its own; in turns, for machines that others use too."""
-    rows: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS[: 3 if args.compile else 2]}
+    rows: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS[: 4 if args.compile else 3]}
     for _ in range(args.rounds):
         for variant, measured in rows.items():
             command = [sys.executable, __file__, "--row", str(grid), str(batch), variant]
