@@ -16,7 +16,7 @@ class Guidance(NamedTuple):
     A weaker version of a network errs in the same direction as the network itself, but further: the way from D' to D
     goes on to what a better one would predict (autoguidance, Karras et al. 2024). To leave layers out saves training
     the weaker one (spatiotemporal skip guidance, Hyung et al. 2024). Guidance at much noise costs contrast and
-    variety, so it ends at a position of the path (Kynkaanniemi et al. 2024).
+    variety, so it ends at a position of the path (Kynkäänniemi et al. 2024).
 
     Args:
         scale: w, 0 is no guidance.

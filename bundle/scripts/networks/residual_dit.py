@@ -183,8 +183,8 @@ class ResidualDiT(nn.Module):
     ) -> Tensor:
         """As `forward`, with what `modulations` made of the time, and `positions` of the volume's shape.
 
-        With guidance w the result is R + w (R - R'), where R' leaves the block `skipped` out (see
-        `Guidance`); the modulations must then be of one time, and come without gradients.
+        With guidance w the result is R + w (R - R'), where R' leaves the block `skipped` out (see `Guidance`); the
+        modulations must then be of one time.
         """
         grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
         if positions is None:
@@ -192,10 +192,10 @@ class ResidualDiT(nn.Module):
         tokens = self.embedding(patchify(pad_volume(x, self.patch_size, self.stride), self.patch_size, self.stride))
         tokens = tokens + positions.to(tokens.dtype)  # (B, N, F); autocast has other ones than the weights
         for i, block in enumerate(self.blocks):
-            if not torch.jit.is_scripting() and self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, modulations[i], use_reentrant=False)
-            elif guidance != 0.0 and i == skipped:
+            if guidance != 0.0 and i == skipped:
                 tokens = torch.cat([block(tokens, modulations[i]), tokens])  # (2B, N, F), of R and R'
+            elif not torch.jit.is_scripting() and self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, modulations[i], use_reentrant=False)
             else:
                 tokens = block(tokens, modulations[i])
         shift, scale = modulations[len(self.blocks)].unbind(0)
