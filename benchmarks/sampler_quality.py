@@ -61,12 +61,11 @@ DEFAULT = {"solver": "multistep", "predictor_ratio": 3.0, "spacing": "quadratic"
 GUIDANCE: dict[str, dict[str, Any]] = {
     "no guidance": {"guidance": 0.0},
     "guidance 0.25": {"guidance": 0.25},
-    "guidance 0.5": {"guidance": 0.5},
     "guidance 1": {"guidance": 1.0},
     "guidance 0.5 below 0.3": {"guidance": 0.5, "guidance_below": 0.3},
     "guidance 0.5 below 0.7": {"guidance": 0.5, "guidance_below": 0.7},
     "guidance 0.5 everywhere": {"guidance": 0.5, "guidance_below": 1.0},
-    **{f"guidance 0.5 block {i}": {"guidance": 0.5, "guidance_block": i} for i in (0, 2, 3, 4, 5)},
+    **{f"guidance 0.5 block {i}": {"guidance": 0.5, "guidance_block": i} for i in (0, 1, 2, 3, 4, 5)},
     "predictor_corrector p=2 no guidance": {"solver": "predictor_corrector", "predictor_ratio": 2.0, "guidance": 0.0},
 }
 SAMPLERS |= {name: {**(DEFAULT if "solver" not in given else {}), **given} for name, given in GUIDANCE.items()}
