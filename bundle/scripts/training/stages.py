@@ -81,10 +81,7 @@ def _require_same_network(
 
 
 def with_frozen_residual(
-    network: PRDiT,
-    residual_ckpt: Union[None, str, Path],
-    process: Optional[dict] = None,
-    data: Optional[dict] = None,
+    network: PRDiT, residual_ckpt: Union[None, str, Path], process: Optional[dict] = None, data: Optional[dict] = None
 ) -> PRDiT:
     """Puts the transformer of trained weights beside a new local denoiser, and freezes it with the shared time layer.
 
