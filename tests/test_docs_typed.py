@@ -31,9 +31,9 @@ TINY = {
     "import_official": {"grid": [16, 16, 16], "num_heads": 4, "norm": "layer"},
     "preprocess": {"size": 32, "spacing": 10, "num_workers": 1},
     "train": {**NETWORK, "depth": 0},
-    "train_global": {"depth": 2},
-    "finetune": {"depth": 2},
-    "train_new_local": {"depth": 2},
+    "train_global": {"depth": 3},
+    "finetune": {"depth": 3},
+    "train_new_local": {"depth": 3},
     "train_high_resolution": {**HIGH, "max_epochs": 1},
     "inference": {"num_inference_steps": 2, "num_samples": 2},
     "evaluate": {
@@ -133,7 +133,7 @@ class Folder:
             path.parent.mkdir(exist_ok=True)
             sizes = {name: NETWORK[name] for name in ("hidden_size", "num_heads", "patch_size", "stride")}
             local = {name: NETWORK[name] for name in ("local_patch_size", "local_stride")}
-            network = randomise(prdit_preset("PRDiT-XS/2", **sizes, **local, parametrization="skip"), len(name))
+            network = randomise(prdit_preset("PRDiT-XS/3", **sizes, **local, parametrization="skip"), len(name))
             data = {"grid": NETWORK["grid"], "field_of_view_mm": 320.0, "hu_window": [-1000.0, 1000.0]}
             process = {"name": "cosine_sine", "num_train_timesteps": 1000, "noise_std": 1.0}
             save_weights(network, path, {"stage": "model", "process": process, "data": data})
@@ -141,7 +141,7 @@ class Folder:
     def make_official(self, name, high_resolution):
         sizes = {"hidden_size": 24, "num_heads": 4, "patch_size": 4, "stride": 2}
         if high_resolution:
-            network = build_high_resolution({**sizes, "depth": 2}, 2, 24, 4, 2)
+            network = build_high_resolution({**sizes, "depth": 3}, 2, 24, 4, 2)
             torch.save(official_state_dict(network), self.path / name)
         else:
             shutil.copy(DATA / "official_prdit_tiny.pt", self.path / name)
