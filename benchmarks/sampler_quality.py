@@ -56,8 +56,9 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "multistep p=1.5 quadratic": {"solver": "multistep", "predictor_ratio": 1.5, "spacing": "quadratic"},
     "multistep p=2 quadratic": {"solver": "multistep", "predictor_ratio": 2.0, "spacing": "quadratic"},
     "multistep p=3 quadratic": {"solver": "multistep", "predictor_ratio": 3.0, "spacing": "quadratic"},
+    "predictor_corrector p=2 no guidance": {"solver": "predictor_corrector", "predictor_ratio": 2.0, "guidance": 0.0},
 }  # fmt: skip
-DEFAULT = {"solver": "multistep", "predictor_ratio": 3.0, "spacing": "quadratic"}
+DEFAULT = SAMPLERS["multistep p=3 quadratic"]
 GUIDANCE: dict[str, dict[str, Any]] = {
     "no guidance": {"guidance": 0.0},
     "guidance 0.25": {"guidance": 0.25},
@@ -66,9 +67,8 @@ GUIDANCE: dict[str, dict[str, Any]] = {
     "guidance 0.5 below 0.7": {"guidance": 0.5, "guidance_below": 0.7},
     "guidance 0.5 everywhere": {"guidance": 0.5, "guidance_below": 1.0},
     **{f"guidance 0.5 block {i}": {"guidance": 0.5, "guidance_block": i} for i in (0, 1, 2, 3, 4, 5)},
-    "predictor_corrector p=2 no guidance": {"solver": "predictor_corrector", "predictor_ratio": 2.0, "guidance": 0.0},
 }
-SAMPLERS |= {name: {**(DEFAULT if "solver" not in given else {}), **given} for name, given in GUIDANCE.items()}
+SAMPLERS |= {name: {**DEFAULT, **given} for name, given in GUIDANCE.items()}
 PLOTTED = ("distance", "HU-Wasserstein", "log10 spectrum error", "grain (HU)")
 
 

@@ -168,8 +168,9 @@ def export_weights(
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got '{dtype}'")
     if time_dtype is not None and time_dtype not in (*precisions, "float8_e4m3fn"):
         raise ValueError(f"time_dtype must be null, float32, bfloat16, float16 or float8_e4m3fn, got '{time_dtype}'")
-    settings = {name: value for name, value in read_settings(ckpt_path).items() if name not in ("sha256", "network")}
-    recommended = guidance_of(read_settings(ckpt_path), guidance, guidance_block, guidance_below)
+    theirs = read_settings(ckpt_path)
+    recommended = guidance_of(theirs, guidance, guidance_block, guidance_below)
+    settings = {name: value for name, value in theirs.items() if name not in ("sha256", "network")}
     settings["guidance"] = recommended._asdict() if recommended else {}
     of_time = getattr(torch, time_dtype) if time_dtype else None
     save_weights(network_from_checkpoint(ckpt_path), output_path, settings, getattr(torch, dtype), of_time)

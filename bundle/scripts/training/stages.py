@@ -70,14 +70,15 @@ def start_from(
 
 def _require_same_network(
     network: PRDiT, ckpt_path: Union[str, Path], process: Optional[dict], but: Collection[str] = ()
-) -> None:
-    """Raises a ValueError in one line when weights are of another process or network, the settings `but` aside."""
+) -> dict:
+    """The JSON of weights; a ValueError in one line when they are of another process or network, `but` aside."""
     settings = read_settings(ckpt_path)
     require_process(ckpt_path, settings, process)
     theirs, ours = (override_settings(one, CHANGE_NO_WEIGHT) for one in (settings["network"], network.settings))
     for name, value in ours.items():
         if theirs.get(name, value) != value and name not in but:
             raise ValueError(f"{ckpt_path} is of another network: {name} {theirs[name]} there, {value} here")
+    return settings
 
 
 def with_frozen_residual(
@@ -101,8 +102,8 @@ def with_frozen_residual(
         raise ValueError("a new local denoiser needs a transformer beside it: set depth to 1 or more")
     if residual_ckpt is None:
         raise ValueError("a new local denoiser needs residual_ckpt, the weights whose transformer stays")
-    _require_same_network(network, residual_ckpt, process, but=("local_patch_size", "local_stride"))
-    facts = _differences(read_settings(residual_ckpt), data)
+    settings = _require_same_network(network, residual_ckpt, process, but=("local_patch_size", "local_stride"))
+    facts = _differences(settings, data)
     if facts:
         raise ValueError(f"{residual_ckpt} was trained on other volumes: {'; '.join(facts)}")
     frozen = nn.ModuleDict({"time": network.time, "residual": network.residual})
