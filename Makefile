@@ -8,9 +8,9 @@
 PY = .venv/bin/python
 CODE = bundle/scripts tests benchmarks tools
 BLACK = $(PY) -m black --line-length 120 --skip-magic-trailing-comma   # as the Model Zoo runs it
-# what makes .venv: `python3`, or the first other one that is 3.10 or newer
-PYTHON = $(shell for python in python3 python3.11 python3.12 python3.13 python3.10; do \
-	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
+# what makes .venv: `python3`, or the first other one that is 3.11 or newer
+PYTHON = $(shell for python in python3 python3.11 python3.12 python3.13; do \
+	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 TORCH = $(shell sed -n 's/^ *\(torch==.*\)/\1/p' setup.cfg)
 
 .PHONY: demo test slow lint release clean
@@ -37,7 +37,7 @@ release: .venv/stamp
 # torch goes first and alone, so that pip takes a CPU build where it has been told of one, and then leaves it in place
 .venv/stamp: setup.cfg
 	@$(PY) -m pip --version >/dev/null 2>&1 || { \
-		test -n "$(PYTHON)" || { echo "Python 3.10 or newer with the venv module is needed" >&2; exit 1; }; \
+		test -n "$(PYTHON)" || { echo "Python 3.11 or newer with the venv module is needed" >&2; exit 1; }; \
 		echo "Setting up .venv, which takes some minutes"; $(PYTHON) -m venv .venv; }
 	@$(PY) -m pip install -qq "$(TORCH)"
 	@$(PY) -m pip install -qq -e ".[dev]"
