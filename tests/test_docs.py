@@ -10,6 +10,8 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 
+from scripts.stack import check_stack
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "bundle" / "docs").glob("*.md")]
 OF_MONAI = set(inspect.signature(monai.bundle.run).parameters) - {"override"}
@@ -52,6 +54,7 @@ def check_run(tokens):
     assert [file for file in files if not file.is_file()] == []
     config = ConfigParser()
     config.read_config([str(file) for file in files])
+    check_stack(config.get())
     assert [name for name in positional or ["run"] if name not in config] == []
     assert [name for name in given if name not in OF_MONAI and name not in config] == []
 
