@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 
-from scripts.files import write_atomically
 from scripts.networks import build_prdit, network_from_checkpoint, read_settings, save_weights, sha256_of
 from scripts.networks.checkpoint import load_strictly, load_tensors
 
@@ -204,21 +203,6 @@ def test_numbers_in_place_of_tensors_are_refused(make_network, one_line):
     with pytest.raises(ValueError) as raised:
         load_strictly(network, {**network.state_dict(), "time.bias": 3.0}, "model.pt")
     one_line(raised, "model.pt", "time.bias")
-
-
-def test_failed_writing_leaves_nothing_behind(tmp_path):
-    def fail(part):
-        part.write_bytes(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(tmp_path / "new" / "model.pt", fail)
-    assert list((tmp_path / "new").iterdir()) == []
-    (tmp_path / "model.pt").write_bytes(b"old")
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(tmp_path / "model.pt", fail)
-    assert (tmp_path / "model.pt").read_bytes() == b"old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "new"]
 
 
 def test_saving_over_weights_replaces_both_files(saved, tmp_path):

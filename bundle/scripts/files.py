@@ -1,21 +1,151 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one run at a time writes to."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import socket
+from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Iterator, NamedTuple, Optional, Union
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 PathLike = Union[str, Path]
 
 
-def write_atomically(path: PathLike, write: Callable[[Path], Any]) -> None:
-    """Calls `write(temporary path)`, then renames: the file appears whole or not at all."""
+@contextmanager
+def whole_file(path: PathLike, private: bool = False) -> Iterator[BufferedRandom]:
+    """A new file to write to, which takes its name, and the place of an older file, when the block ends without error.
+
+    Until then it has a name in the same folder that nobody can foretell. What a killed process leaves behind is
+    removed by `remove_leftovers`.
+
+    Args:
+        path: of the file; its folder is made if need be.
+        private: readable by the user alone.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part, file = _new_part(path.parent, 0o600 if private else 0o666)
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the name of a file whose content was never stored
+            if fcntl is None:
+                file.close()  # Windows renames no open file
+            os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: PathLike, text: str, private: bool = False) -> None:
+    """Writes text in UTF-8 as a `whole_file`."""
+    with whole_file(path, private) as file:
+        file.write(text.encode())
+
+
+def _new_part(folder: Path, mode: int) -> tuple[Path, BufferedRandom]:
+    """A new file that is locked until it is closed: one that is not was left by a process that died."""
+    while True:
+        part = folder / f".prdit-{secrets.token_hex(8)}.part"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        file = os.fdopen(os.open(part, flags, mode), "w+b")
+        if _lock(file) is not False and os.fstat(file.fileno()).st_nlink:
+            return part, file
+        file.close()  # another process took it for a leftover, in the moment before it was locked
+
+
+def _lock(file: BufferedRandom) -> Optional[bool]:
+    """Whether this process got the lock; None where the file system has none."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+
+
+def remove_leftovers(*folders: PathLike) -> None:
+    """Removes what `whole_file` had begun in these folders when its process died."""
+    for folder in folders:
+        for part in Path(folder).glob(".prdit-*.part"):
+            with suppress(OSError), open(part, "r+b") as file:
+                if _lock(file):
+                    part.unlink()
+
+
+class _Held(NamedTuple):
+    file: BufferedRandom
+    left_before: bool
+
+
+_held: dict[Path, _Held] = {}  # by the lock's path
+
+
+def hold(folder: PathLike, setting: str, name: str = "prdit") -> bool:
+    """Lets no other run write to a folder until `release` or the end of this process, however it comes.
+
+    Where the file system has no locks, two runs are not noticed. Children of this process do not hold the folder.
+
+    Args:
+        folder: that is there.
+        setting: that names the folder.
+        name: runs with different names may share the folder.
+
+    Returns:
+        Whether a run before this one held the folder and never released it: it was killed or failed.
+
+    Raises:
+        ValueError: in one line, when another run holds it.
+    """
+    path = _lock_path(folder, name)
+    while path not in _held:
+        left_before = path.exists()
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666), "r+b")
+        if _lock(file) is False:
+            with file:
+                holder = file.read(200).decode(errors="replace")
+            raise ValueError(
+                f"{setting} {folder} is in use by another run ({holder}); wait for its end, or choose another {setting}"
+            )
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            file.close()  # its holder released it just now, and removed it
+            continue
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+        _held[path] = _Held(file, left_before)
+    return _held[path].left_before
+
+
+def release(folder: PathLike, name: str = "prdit") -> None:
+    """Ends `hold` after a run that came to its end."""
+    held = _held.pop(_lock_path(folder, name), None)
+    if held is not None:
+        with held.file:
+            _lock_path(folder, name).unlink(missing_ok=True)
+
+
+def _lock_path(folder: PathLike, name: str) -> Path:
+    return Path(folder).resolve() / f".{name}.lock"
+
+
+def _forget() -> None:
+    """In a child of this process: the lock must end with the parent."""
+    for held in _held.values():
+        held.file.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ import ignite.distributed as idist
 from tqdm import tqdm
 
 from ..errors import require_writable
-from ..files import PathLike, write_atomically
+from ..files import PathLike, write_text
 from .dicom import MIN_SLICES
 from .ingest_report import write_reports
 from .parallel import work, worker_count
@@ -28,6 +29,7 @@ from .volume_job import VolumeJob
 
 VALIDATION_SHARE = 0.1
 REJECTED_STATUS = 2
+MAPPING_COLUMNS = ["volume", "patient", "status", "reason", "patient_id", "path"]
 
 
 def prepare_dataset(
@@ -155,7 +157,7 @@ def _check_settings(folder: Path, preparation: Preparation) -> None:
                     "choose another dataset_dir"
                 )
     text = json.dumps(vars(preparation), indent=4) + "\n"
-    write_atomically(path, lambda part: part.write_text(text))
+    write_text(path, text)
 
 
 def _make_volumes(job: VolumeJob, sources: Sequence[Source], workers: int) -> list[dict[str, Any]]:
@@ -224,23 +226,21 @@ def _finish(
     for section, names in lists.items():
         content[section] = [{"image": f"volumes/{name}.nii.gz", "patient": patients[name]} for name in names]
     if any(lists.values()):
-        write_atomically(folder / "dataset.json", lambda part: part.write_text(json.dumps(content, indent=4) + "\n"))
+        write_text(folder / "dataset.json", json.dumps(content, indent=4) + "\n")
     write_reports(folder, records, findings.left_out, content)
 
 
 def _write_mapping(path: Path, records: list[dict[str, Any]], sources: Sequence[Source], pseudonym: Pseudonym) -> None:
     by_name = {pseudonym.of(source): source for source in sources}
 
-    def write(part: Path) -> None:
-        with open(part, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["volume", "patient", "status", "reason", "patient_id", "path"])
-            for record in records:
-                source = by_name[record["volume"]]
-                row = [record[name] for name in ("volume", "patient", "status", "reason")]
-                writer.writerow([*row, source.patient, source.path])
-
-    write_atomically(path, write)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(MAPPING_COLUMNS)
+    for record in records:
+        source = by_name[record["volume"]]
+        row = [record[name] for name in ("volume", "patient", "status", "reason")]
+        writer.writerow([*row, source.patient, source.path])
+    write_text(path, table.getvalue(), private=True)
 
 
 def _tell(findings: Findings) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 from collections import Counter
 from html import escape
 from pathlib import Path
 from typing import Any, Sequence
 
-from ..files import write_atomically
+from ..files import write_text
 
 COLUMNS = (
     "volume patient section status reason warnings kind slices original_shape original_spacing_mm original_axes "
@@ -42,8 +43,8 @@ def write_reports(folder: Path, records: Sequence[dict[str, Any]], left_out: Cou
             name = Path(item["image"]).name.removesuffix(".nii.gz")
             sections.setdefault(name, []).append(section)
     rows = [{**record, "section": " and ".join(sections.get(record["volume"], []))} for record in records]
-    write_atomically(folder / "report.csv", lambda part: _write_csv(part, rows))
-    write_atomically(folder / "report.html", lambda part: part.write_text(_page(folder, rows, left_out, dataset)))
+    write_text(folder / "report.csv", _csv(rows))
+    write_text(folder / "report.html", _page(folder, rows, left_out, dataset))
 
 
 def _text(value: Any) -> str:
@@ -53,11 +54,12 @@ def _text(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows([_text(row.get(name)) for name in COLUMNS] for row in rows)
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(COLUMNS)
+    writer.writerows([_text(row.get(name)) for name in COLUMNS] for row in rows)
+    return table.getvalue()
 
 
 def _page(folder: Path, rows: Sequence[dict[str, Any]], left_out: Counter, dataset: dict[str, Any]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import gzip
 
 import nibabel as nib
 import numpy as np
 
-from ..files import PathLike, write_atomically
+from ..files import PathLike, whole_file
 from .intensity import HU, PAPER_COMPAT, PAPER_COMPAT_STEP
 
 # step of the stored integers, what viewers show black and white, what the header says
@@ -35,13 +35,5 @@ def save_nifti(volume: np.ndarray, affine: np.ndarray, path: PathLike, descripti
     image.header["cal_min"], image.header["cal_max"] = display
     image.header["descrip"] = f"{description}, {unit}".encode()
     image.header.set_slope_inter(slope, 0)
-    write_atomically(path, lambda part: _save_as(image, part))
-
-
-def _save_as(image: nib.Nifti1Image, part: Path) -> None:
-    named = part.with_name(part.name + ".nii.gz")  # nibabel compresses what ends so
-    try:
-        nib.save(image, named)
-        named.replace(part)
-    finally:
-        named.unlink(missing_ok=True)
+    with whole_file(path) as file, gzip.GzipFile("", "wb", 1, file, mtime=0) as compressed:
+        image.to_stream(compressed)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from ..files import write_atomically
+from ..files import whole_file, write_text
 from .dicom import MAX_TILT_DEGREES
 from .intensity import to_hu
 from .nifti import save_nifti
@@ -87,7 +87,7 @@ class VolumeJob:
                 record["reason"] = str(error)
             except MemoryError:
                 record["reason"] = "too large for the memory of this machine"
-        write_atomically(self.record_path(name), lambda part: part.write_text(json.dumps(record, indent=1) + "\n"))
+        write_text(self.record_path(name), json.dumps(record, indent=1) + "\n")
         return record
 
     def _prepare(self, source: Source, name: str) -> dict[str, Any]:
@@ -102,9 +102,8 @@ class VolumeJob:
         shown = to_hu(values, self.preparation.intensity)
         picture = preview_picture([shown], size_mm, _THUMBNAIL_PIXELS)
         save_nifti(values, affine, self.image_path(name), "CT", self.preparation.intensity)
-        write_atomically(
-            self.record_path(name).with_suffix(".jpg"), lambda part: picture.save(part, format="jpeg", quality=80)
-        )
+        with whole_file(self.record_path(name).with_suffix(".jpg")) as file:
+            picture.save(file, format="jpeg", quality=80)
         histogram = np.histogram(np.clip(shown, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1]), HISTOGRAM_EDGES)[0].tolist()
         return {"status": "accepted", **facts, **more, "histogram": histogram, "source_state": state}
 

@@ -14,7 +14,7 @@ from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 
 from ..errors import require_writable
-from ..files import write_atomically
+from ..files import write_text
 from ..inferers.writers import VERSION
 from ..metrics import FeatureExtractor
 from .comparison import MEMORISATION, MS_SSIM, Comparison, warnings_of
@@ -99,9 +99,9 @@ class Evaluation:
         records = {name: self.store.load(one) for name, one in self.sets.items()}
         results = self.results(records)
         text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.folder / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(self.folder / "metrics.json", text)
         html = report_html(results, records, self.sets, self.volumes, self.num_slices)
-        write_atomically(self.folder / "report.html", lambda part: part.write_text(html, encoding="utf-8"))
+        write_text(self.folder / "report.html", html)
         print(summary(results))
 
     def volumes(self, name: str) -> Dataset:

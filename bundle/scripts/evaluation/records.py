@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any, Hashable, Mapping, Optional, Sequence
 
@@ -15,7 +14,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from ..errors import require_writable
-from ..files import write_atomically
+from ..files import whole_file
 from ..metrics import (
     OrganSegmenter,
     anatomy_sizes,
@@ -137,4 +136,5 @@ class RecordWriter:
                 volume = batch["image"][index, 0]
                 spacing = [size / n for size, n in zip(self.field_of_view_mm, volume.shape)]
                 record["organs"] = self.segmenter(volume, spacing)
-            write_atomically(path, partial(torch.save, record))
+            with whole_file(path) as file:
+                torch.save(record, file)

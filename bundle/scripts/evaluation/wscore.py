@@ -14,8 +14,9 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from ..errors import require_writable
+from ..files import whole_file, write_text
 from ..metrics.critic import CriticPairs, critic_losses, critic_network, held_out, w_scores
-from ..networks.checkpoint import load_tensors, write_atomically
+from ..networks.checkpoint import load_tensors
 from .volume_sets import VolumeSet
 
 PENALTY_WEIGHT = 10.0  # lambda of Gulrajani et al. (2017)
@@ -93,7 +94,7 @@ class WScore:
         results = {"anchor": self.anchor, "num_volumes": counts, "settings": self.settings, "per_seed": distances}
         results.update(w_scores(distances, self.anchor))
         text = json.dumps(results, indent=2) + "\n"
-        write_atomically(self.folder / "wscore.json", lambda part: part.write_text(text))
+        write_text(self.folder / "wscore.json", text)
         print(_summary(results))
 
     def checkpoint_path(self, seed: int) -> Path:
@@ -153,7 +154,8 @@ class WScore:
             "step": step,
             "settings": json.dumps(self.settings, sort_keys=True),
         }
-        write_atomically(self.checkpoint_path(seed), lambda part: torch.save(state, part))
+        with whole_file(self.checkpoint_path(seed)) as file:
+            torch.save(state, file)
 
     def _resume(self, critic: nn.Module, optimizer: torch.optim.Adam, seed: int) -> int:
         path = self.checkpoint_path(seed)

@@ -22,7 +22,7 @@ from ..data.nifti import save_nifti
 from ..data.pictures import preview_picture
 from ..data.transforms import grid_affine, three
 from ..errors import require_writable
-from ..files import PathLike, write_atomically
+from ..files import PathLike, whole_file, write_text
 from ..settings import switch
 
 VERSION = "0.1.0"
@@ -107,7 +107,7 @@ class VolumeStore:
         save_volume(volume, affine, self.path(seed), self.intensity)
         content = {"seed": seed, **self.provenance, "synthetic": True, "versions": self.versions}
         text = json.dumps(content, indent=4) + "\n"
-        write_atomically(self.sidecar(seed), lambda part: part.write_text(text))
+        write_text(self.sidecar(seed), text)
 
 
 class VolumeWriter:
@@ -151,4 +151,5 @@ def write_preview(store: VolumeStore, seeds: Sequence[int], field_of_view_mm: Un
         if path.exists() and not store.overwrite and MARK.encode() not in path.read_bytes():
             print(f"{path} was not made by this bundle and stays as it is")
             return
-        write_atomically(path, lambda part: picture.save(part, format="png", pnginfo=mark))
+        with whole_file(path) as file:
+            picture.save(file, format="png", pnginfo=mark)

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import torch
 from torch import Tensor, nn
 
-from ..files import PathLike, write_atomically
+from ..files import PathLike, whole_file, write_text
 from .base import DenoisingNetwork
 from .guidance import guidance_of
 from .high_resolution import build_network, override_settings
@@ -83,18 +83,13 @@ def save_weights(
         of_time = value.ndim == 2 and not TIME_LAYERS.isdisjoint(name.split("."))
         stored_as = (time_dtype if of_time else None) or dtype or value.dtype
         state[name] = value.detach().cpu().to(stored_as)
-    write_atomically(path, lambda part: _save(state, part))
-    sha256 = sha256_of(path)
-    text = json.dumps({"sha256": sha256, "network": network.settings, **settings}, indent=4) + "\n"
-    write_atomically(Path(path).with_suffix(".json"), lambda part: part.write_text(text))
+    with whole_file(path) as file:
+        torch.save(state, file)  # into a path PyTorch would write its name too, and equal weights would differ
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        text = json.dumps({"sha256": sha256, "network": network.settings, **settings}, indent=4) + "\n"
+        write_text(Path(path).with_suffix(".json"), text)  # first: weights without it could not be told from others'
     return sha256
-
-
-def _save(state: dict[str, Tensor], path: Path) -> None:
-    with open(
-        path, "wb"
-    ) as file:  # PyTorch would write the name of a path into the file, and equal weights would differ
-        torch.save(state, file)
 
 
 def read_settings(path: PathLike) -> dict:

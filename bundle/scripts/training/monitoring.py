@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any, Sequence, Sized, Union
 
@@ -11,7 +12,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Average
 from tqdm import tqdm
 
-from ..files import write_atomically
+from ..files import write_text
 from .losses import NOISE_AND_SIGNAL, loss_terms
 
 
@@ -124,12 +125,13 @@ class LossCSV:
         if self.path.is_file():
             with open(self.path, newline="") as file:
                 rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
-        write_atomically(self.path, lambda part: _write_rows(part, [*rows, row]))
+        write_text(self.path, _table([*rows, row]))
         self.last = row
 
 
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[-1])
-        writer.writeheader()
-        writer.writerows(rows)
+def _table(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[-1])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
