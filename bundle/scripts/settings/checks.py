@@ -1,0 +1,211 @@
+"""The first thing that every config runs: all its settings are checked, and converted, before anything is built."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import sys
+from types import FrameType
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional
+
+import monai.bundle
+from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
+from monai.bundle.utils import EXPR_KEY, ID_REF_KEY, ID_SEP_KEY, MACRO_KEY
+from pydantic import ValidationError
+
+from ..stack import MARK, check_stack
+from .description import SETTINGS, Setting
+from .help import print_help
+from .kinds import Kind
+
+RUN_IDS = ("initialize", "run", "training", "finalize")
+
+
+class Typed(NamedTuple):
+    """What `monai.bundle.run` was called with: the config files, and settings by name as Fire read them."""
+
+    config_files: Any
+    settings: dict[str, Any]
+
+
+def check_settings() -> None:
+    """Checks the stack of config files and every setting of the config that is running, and converts the settings.
+
+    `--help` prints the settings instead, and ends the process.
+
+    Raises:
+        ValueError: in one line that names the setting, what was given and what would be right.
+    """
+    parser = _running_parser()
+    config: dict[str, Any] = parser.config  # type: ignore[assignment]
+    check_stack(config)
+    described = described_settings(config)
+    typed = _typed(parser)
+    if typed is not None:
+        if {"help", "h"} & typed.settings.keys():
+            print_help(parser, {name: described[name] for name in described if name in reached(config)})
+            raise SystemExit(0)
+        _require_known(typed.settings, {**ConfigParser.load_config_files(typed.config_files), **described})
+        _require_effect(typed.settings, config)
+        _restore_text(config, typed.settings, described)
+    convert_settings(parser, described)
+
+
+def described_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
+    """What settings a merged config has; later files of the stack replace what earlier ones say."""
+    described: dict[str, Setting] = {}
+    for name in config:
+        if name.startswith(MARK):
+            described |= SETTINGS.get(name.removeprefix(MARK), {})
+    return {name: setting for name, setting in described.items() if name in config}
+
+
+def _frames(found: Callable[[FrameType], bool]) -> Iterator[FrameType]:
+    frame: Optional[FrameType] = sys._getframe(1)
+    while frame is not None:
+        if found(frame):
+            yield frame
+        frame = frame.f_back
+
+
+def _running_parser() -> ConfigParser:
+    """The parser that is resolving this call. MONAI hands a component everything but its parser."""
+    return next(_frames(lambda frame: isinstance(frame.f_locals.get("self"), ConfigParser))).f_locals["self"]
+
+
+def _typed(parser: ConfigParser) -> Optional[Typed]:
+    """What the user typed to run the config; None where Python made the workflow."""
+    for frame in _frames(lambda frame: frame.f_code is monai.bundle.run.__code__):
+        local = frame.f_locals
+        if local["workflow"].parser is not parser:
+            continue
+        for name in ("init_id", "final_id"):
+            if local[name] is not None and local[name] not in parser:
+                raise ValueError(
+                    f"{local[name]} is no {name} of the config; several config files are given as "
+                    "--config_file \"['train.yaml','train_global.yaml']\""
+                )
+        of_file = ConfigParser.load_config_file(local["args_file"]) if local["args_file"] else {}
+        typed = {name: of_file[name] for name in of_file if name not in frame.f_code.co_varnames} | local["override"]
+        files = local["config_file"] if local["config_file"] is not None else of_file.get("config_file")
+        return Typed(files, {name: value for name, value in typed.items() if value is not None})
+    return None
+
+
+def _require_known(typed: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for name in typed:
+        first = ReferenceResolver.split_id(name)[0]
+        if first not in known:
+            near = difflib.get_close_matches(first, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "add --help to see all settings"
+            raise ValueError(f"no setting {first} in these config files; {hint}")
+
+
+def reached(config: Mapping[str, Any]) -> set[str]:
+    """Names at the top of a config that its run refers to, over any number of others."""
+    found: set[str] = set()
+    waiting = [name for name in RUN_IDS if name in config]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name in config:
+            found.add(name)
+            waiting += _references(config[name])
+    return found
+
+
+def _references(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [name for one in value.values() for name in _references(one)]
+    if isinstance(value, (list, tuple)):
+        return [name for one in value for name in _references(one)]
+    if not isinstance(value, str):
+        return []
+    return [name.split(ID_SEP_KEY)[0] for name in ReferenceResolver.match_refs_pattern(value)]
+
+
+def _require_effect(typed: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    files, used = [f"{name.removeprefix(MARK)}.yaml" for name in config if name.startswith(MARK)], reached(config)
+    for name in typed:
+        first = ReferenceResolver.split_id(name)[0]
+        if files and first not in used:
+            raise ValueError(f"{first} has no effect with {' + '.join(files)}; leave it out")
+
+
+def _restore_text(config: dict[str, Any], typed: Mapping[str, Any], described: Mapping[str, Setting]) -> None:
+    """Puts text back as it was typed: Fire makes numbers of `2025` and `1e3`, and MONAI `::` of `#`."""
+    for name, value in typed.items():
+        if name in described and described[name].kind.verbatim and not _is_reference(value):
+            config[name] = _literal(_as_typed(name, value))
+
+
+def _as_typed(name: str, value: Any) -> Any:
+    """The words after `--name` on the command line, or the value as it is: from Python, quoted, or a list."""
+    words = sys.argv[1:]
+    for index, word in enumerate(words):
+        flag, equals, rest = word.partition("=")
+        if word.startswith("-") and flag.lstrip("-").replace("-", "_") == name:
+            text = rest if equals else words[index + 1] if index + 1 < len(words) else ""
+            break
+    else:
+        return value
+    try:
+        written = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return written if isinstance(written, str) or (text[0] in "[({" and not isinstance(value, str)) else text
+
+
+def _literal(value: Any) -> Any:
+    """A value that MONAI leaves as it is: text with its separator or sign of a reference becomes an expression."""
+    if isinstance(value, (list, tuple)):
+        return [_literal(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _literal(one) for name, one in value.items()}
+    if not isinstance(value, str) or not set("#@") & set(value):
+        return value
+    return EXPR_KEY + ascii(value).replace("#", "\\x23").replace("@", "\\x40")
+
+
+def _is_reference(value: Any) -> bool:
+    """Whether MONAI has to evaluate a value, or a part of it, first."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_reference, value))
+    if isinstance(value, Mapping):
+        return any(map(_is_reference, value.values()))
+    return isinstance(value, str) and value.startswith((EXPR_KEY, ID_REF_KEY, MACRO_KEY))
+
+
+def convert_settings(parser: ConfigParser, described: Mapping[str, Setting]) -> None:
+    """Converts every described setting of a config in place: plain values first, then what refers to them.
+
+    Raises:
+        ValueError: in one line that names the setting.
+    """
+    config: dict[str, Any] = parser.config  # type: ignore[assignment]
+    references = [name for name in described if _is_reference(config[name])]
+    plain = [name for name in described if name not in references and not ConfigComponent.is_instantiable(config[name])]
+    _put(parser, {name: _convert(name, config[name], described[name].kind) for name in plain}, config)
+    used = reached(config)
+    values = {name: parser.get_parsed_content(name) for name in references if name in used}
+    _put(parser, {name: _convert(name, value, described[name].kind) for name, value in values.items()}, values)
+
+
+def _convert(name: str, value: Any, kind: Kind) -> Any:
+    try:
+        return kind.convert(value)
+    except ValidationError:
+        given = repr(value) if len(repr(value)) <= 100 else repr(value)[:97] + "..."
+        why = " (MONAI makes :: of #)" if isinstance(value, str) and ID_SEP_KEY in value else ""
+        raise ValueError(f"{name} must be {kind.words}, got {given}{why}") from None
+
+
+def _put(parser: ConfigParser, converted: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Puts values into a config where they are others than before; what MONAI has built until now is built anew."""
+    changed = {
+        name: value
+        for name, value in converted.items()
+        if type(value) is not type(before[name]) or value != before[name]
+    }
+    if changed:
+        parser.config |= {name: _literal(value) for name, value in changed.items()}  # type: ignore[operator]
+        parser.parse(reset=True)

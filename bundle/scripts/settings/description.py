@@ -1,0 +1,269 @@
+"""Every setting of every config file: what it may be, its unit and what it does.
+
+Defaults stand in the config files alone, since overlays change them. `check_settings` reads this table, and so does
+`--help`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..schedulers.factory import PROCESSES
+from ..schedulers.process import TRAINING_TIMES
+from ..schedulers.solvers import SOLVERS
+from ..schedulers.steps import SPACINGS
+from .kinds import (
+    DEVICE,
+    FILE,
+    FOLDER,
+    SWITCH,
+    TEXT,
+    WINDOW,
+    Kind,
+    choice,
+    lengths,
+    maybe,
+    named,
+    number,
+    several,
+    sides,
+    whole,
+)
+
+LARGEST_SEED = 2**63 - 1
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its kind, what it does in one sentence, and its unit."""
+
+    kind: Kind
+    sentence: str
+    unit: str = ""
+
+
+_GRID = sides(1, 2048)
+_FIELD_OF_VIEW = lengths(2000)
+_SHARE = number(0, 1)
+_BF16 = Setting(maybe(SWITCH), "bfloat16; null: where the hardware is faster with it")
+_DEVICE = Setting(DEVICE, "where it runs")
+_WORKERS = Setting(whole(0, 256), "processes that load data; 0: none but the main one")
+_RANK = Setting(whole(0, MILLION), "of this process; multi_gpu.yaml sets it")
+_WORLD_SIZE = Setting(whole(1, MILLION), "number of processes; multi_gpu.yaml sets it")
+_GUIDANCE = {
+    "guidance": Setting(maybe(number(0, 100)), "weight of layer-skip guidance; 0: none; null: that of the weights"),
+    "guidance_block": Setting(
+        maybe(whole(0, 256)), "transformer block that guidance leaves out, from 0; null: that of the weights, or 1"
+    ),
+    "guidance_below": Setting(
+        maybe(_SHARE), "guidance works below this position of the path, 1 is noise; null: that of the weights, or 0.5"
+    ),
+}
+_CHUNKS = whole(0, 2**31)
+
+_TRAIN = {
+    "dataset_dir": Setting(maybe(FOLDER), "prepared data set or folder of CT volumes; null: generated phantoms"),
+    "ckpt_dir": Setting(FOLDER, "where weights, checkpoints and losses are written"),
+    "log_dir": Setting(FOLDER, "where TensorBoard's files are written"),
+    "device": _DEVICE,
+    "seed": Setting(whole(0, 2**32 - 1), "of the first weights and of all that is drawn in training"),
+    "grid": Setting(_GRID, "what the network sees, along x, y, z", "voxels"),
+    "field_of_view_mm": Setting(_FIELD_OF_VIEW, "size of what the network sees", "mm"),
+    "hu_window": Setting(WINDOW, "scaled to [-1, 1]; stored with the weights and reversed on output", "HU"),
+    "flip_prob": Setting(_SHARE, "probability of a left-right flip; half of the hearts are then on the right"),
+    "num_phantoms": Setting(whole(1, MILLION), "training phantoms, where dataset_dir is null"),
+    "num_validation_phantoms": Setting(whole(1, MILLION), "validation phantoms, where dataset_dir is null"),
+    "cache_gb": Setting(number(0, 100_000), "host memory for cached volumes, per process", "GB"),
+    "preset": Setting(TEXT, "size and depth of the network, such as PRDiT-B/4"),
+    "depth": Setting(maybe(whole(0, 256)), "transformer blocks; 0: stage 1 alone; null: the preset's"),
+    "hidden_size": Setting(maybe(whole(1, 65_536)), "width of the transformer; null: the preset's"),
+    "num_heads": Setting(maybe(whole(1, 1024)), "attention heads; null: the preset's"),
+    "patch_size": Setting(whole(1, 256), "side of the transformer's patches", "voxels"),
+    "stride": Setting(whole(1, 256), "distance of the transformer's patches", "voxels"),
+    "local_patch_size": Setting(maybe(whole(1, 256)), "of the local denoiser; null: patch_size", "voxels"),
+    "local_stride": Setting(maybe(whole(1, 256)), "of the local denoiser; null: stride", "voxels"),
+    "norm": Setting(choice("layer", "rms"), "LayerNorm (PRDiT) or RMSNorm (TF-PRDiT)"),
+    "parametrization": Setting(choice("none", "skip"), "none is the paper's; skip predicts what is missing from x_t"),
+    "chunk_tokens": Setting(_CHUNKS, "patches of the local denoiser at a time, to save memory; 0: all"),
+    "attention": Setting(choice("auto", "sdpa", "xformers"), "kernel of the attention; auto: the fastest there is"),
+    "activation_checkpointing": Setting(SWITCH, "computes activations again in the backward pass, to save memory"),
+    "stage": Setting(TEXT, "name of the weights' file; the overlays set it"),
+    "max_epochs": Setting(whole(1, 100 * MILLION), "epochs in all", "epochs"),
+    "epoch_length": Setting(maybe(whole(1, 100 * MILLION)), "of an epoch; null: once over the data", "steps"),
+    "batch_size": Setting(whole(1, 65_536), "per process and step", "volumes"),
+    "local_window": Setting(
+        whole(0, 1024), "stage 1 trains on this many patches cubed per volume and step; 0: whole volumes", "patches"
+    ),
+    "lr": Setting(number(above=0, most=10), "learning rate after the warm-up"),
+    "betas": Setting(
+        several(number(0, below=1), 2, 2, "two numbers from 0 to less than 1, such as [0.9,0.999]"), "of AdamW"
+    ),
+    "warmup_steps": Setting(whole(0, 100 * MILLION), "over which the learning rate rises from 0", "steps"),
+    "lr_decay_to": Setting(_SHARE, "share of lr at the end; 1: constant, as in the paper"),
+    "max_grad_norm": Setting(number(above=0), "longer gradients are shortened to it; 1.0e+9: never"),
+    "max_bad_steps": Setting(whole(1, MILLION), "steps in a row without a finite loss that stop the run", "steps"),
+    "ema_decay": Setting(number(above=0, below=1), "of the average of the weights, per step"),
+    "process_name": Setting(choice(*PROCESSES), "the diffusion process"),
+    "noise_std": Setting(number(above=0, most=100), "standard deviation of the noise; the authors' first code has 0.5"),
+    "training_times": Setting(choice(*TRAINING_TIMES), "how times are drawn"),
+    "time_power": Setting(number(above=0, most=100), "with uniform times: more than 1 prefers little noise"),
+    "bf16": _BF16,
+    "compile": Setting(SWITCH, "torch.compile"),
+    "num_workers": _WORKERS,
+    "val_interval": Setting(whole(1, MILLION), "between validations", "epochs"),
+    "num_validation_times": Setting(whole(1, 1000), "times at which each validation volume is denoised"),
+    "keep_checkpoints": Setting(whole(1, MILLION), "newest checkpoints that are kept"),
+    "checkpoint_interval": Setting(whole(1, MILLION), "between checkpoints", "epochs"),
+    "finetune_from": Setting(maybe(FILE), "weights of the same network to start from; null: random ones"),
+    "finetuning": Setting(SWITCH, "whether finetune_from is needed; finetune.yaml sets it"),
+    "rank": _RANK,
+}
+
+_SAMPLE = {
+    "ckpt_path": Setting(FILE, "weights (.pt) to sample, with their JSON beside them"),
+    "output_dir": Setting(FOLDER, "where the volumes are written"),
+    "num_samples": Setting(whole(1, 10 * MILLION), "volumes to make"),
+    "seed": Setting(whole(0, LARGEST_SEED), "volume i is made from seed + i alone, whatever the batch"),
+    "grid": Setting(maybe(_GRID), "of the volumes, along x, y, z; null: that of the weights", "voxels"),
+    "num_inference_steps": Setting(whole(1, 1000), "network calls per volume (rk4 and heun: steps)"),
+    "solver": Setting(choice(*SOLVERS), "how a step is taken, see docs/sampling.md"),
+    "predictor_ratio": Setting(maybe(number(1)), "p of Algorithm 1; 1: no noise is injected; null: the solver's own"),
+    "eta": Setting(maybe(_SHARE), "instead of p; 0: no noise, 1: the noise of the ancestral sampler"),
+    "spacing": Setting(choice(*SPACINGS), "of the steps' times"),
+    "prediction": Setting(maybe(choice("noise")), "null: all that the network predicts; noise: that alone (Eq. 7-8)"),
+    "process_name": Setting(maybe(choice(*PROCESSES)), "null: that of the weights; another one is refused"),
+    **_GUIDANCE,
+    "memory_gb": Setting(maybe(number(above=0)), "memory to stay within: sets batch_size and chunk_tokens", "GB"),
+    "batch_size": Setting(maybe(whole(1, 65_536)), "at a time; null: 1, or by memory_gb", "volumes"),
+    "chunk_tokens": Setting(maybe(_CHUNKS), "patches of the local denoiser at a time; null: all, or by memory_gb"),
+    "bf16": _BF16,
+    "compile": Setting(maybe(SWITCH), "torch.compile; null: where it pays"),
+    "attention": _TRAIN["attention"],
+    "overwrite": Setting(SWITCH, "makes volumes again that are there already"),
+    "device": _DEVICE,
+    "rank": _RANK,
+    "world_size": _WORLD_SIZE,
+}
+
+_EVALUATE = {
+    "dataset_dir": Setting(maybe(FOLDER), "another name of real_dir, as in training"),
+    "real_dir": Setting(maybe(FOLDER), "real volumes: prepared data set or folder of CT; null: phantoms"),
+    "real_section": Setting(choice("training", "validation", "all"), "of a prepared data set"),
+    "generated_dir": Setting(maybe(FOLDER), "folder of generated NIfTI in HU"),
+    "generated_dirs": Setting(maybe(named(FOLDER, "{'ours': 'A', 'other': 'B'}")), "several folders, with a name each"),
+    "training_dir": Setting(maybe(FOLDER), "what the generator was trained on, to search for copies; null: real_dir"),
+    "output_dir": Setting(FOLDER, "where the report is written"),
+    "cache_dir": Setting(FOLDER, "what was measured of each volume; share it between evaluations to save time"),
+    "metrics": Setting(maybe(several(TEXT)), "beginnings of names, such as ['FID','MMD']; null: all"),
+    "num_phantoms": Setting(whole(1, MILLION), "where real_dir is null"),
+    "max_volumes": Setting(maybe(whole(1, MILLION)), "at most so many of each set, evenly spaced"),
+    "grid": Setting(maybe(_GRID), "to compare at; null: that of the generated volumes", "voxels"),
+    "field_of_view_mm": Setting(maybe(_FIELD_OF_VIEW), "goes with grid", "mm"),
+    "hu_window": Setting(WINDOW, "HU are clipped to it before anything is measured", "HU"),
+    "feature_weights": Setting(maybe(TEXT), "Med3D's weights (resnet_50_23dataset.pth), or hub; null: random features"),
+    "bf16": _BF16,
+    "seam_strides": Setting(several(whole(2, 256)), "distances of the patches whose seams are measured", "voxels"),
+    "num_bootstrap": Setting(whole(2, MILLION), "draws of the set for the intervals"),
+    "num_ms_ssim_pairs": Setting(whole(1, MILLION), "pairs of volumes whose likeness is measured"),
+    "memorisation_threshold": Setting(
+        number(above=0, most=100), "nearer than this share of the usual distance of real volumes is a near copy"
+    ),
+    "num_slices": Setting(whole(1, 1000), "volumes of each set that the report shows"),
+    "seed": Setting(whole(0, 2**32 - 1), "of the bootstrap and of pairs"),
+    "batch_size": Setting(whole(1, 65_536), "at a time", "volumes"),
+    "num_workers": _WORKERS,
+    "device": _DEVICE,
+    "rank": _RANK,
+    "world_size": _WORLD_SIZE,
+}
+
+_PREPROCESS = {
+    "source_dir": Setting(
+        maybe(several(FOLDER, words="a folder, a list of files or several of them, such as \"['a','b']\"")),
+        "folder, list of files (.txt) or datalist (.json), or several of them",
+    ),
+    "dataset_dir": Setting(maybe(FOLDER), "the data set, outside source_dir; a broken run continues"),
+    "spacing": Setting(maybe(lengths(100)), "of the new voxels; null: 1, or 0.8 for RAD-ChestCT", "mm"),
+    "size": Setting(sides(8, 2048), "of the new volumes", "voxels"),
+    "center": Setting(choice("lungs", "body", "volume"), "the middle of the crop"),
+    "remove_table": Setting(SWITCH, "what is outside the body becomes air"),
+    "min_coverage": Setting(_SHARE, "a scan that covers less of the crop along an axis is rejected"),
+    "min_slices": Setting(whole(1, 100_000), "of a DICOM series", "slices"),
+    "paper_compat": Setting(SWITCH, "scales each volume by its own quantile as published, which loses HU"),
+    "patient_from": Setting(
+        maybe(TEXT), "regular expression that finds the patient in a path; null: DICOM says, a file is one"
+    ),
+    "salt_file": Setting(maybe(FILE), "secret of the pseudonyms; null: DATASET_DIR.salt"),
+    "mapping_file": Setting(maybe(FILE), "CSV of which volume is which patient; null: not written"),
+    "num_workers": Setting(maybe(whole(0, 256)), "processes; null: one per core and 2 GiB of memory"),
+    "dry_run": Setting(SWITCH, "tells what would be done, and writes nothing"),
+}
+
+# By the name of the config file; in a stack, later files replace what earlier ones say.
+SETTINGS: dict[str, dict[str, Setting]] = {
+    "train": _TRAIN,
+    "train_global": {"local_ckpt": Setting(FILE, "stage 1's weights")},
+    "train_new_local": {"residual_ckpt": Setting(maybe(FILE), "weights of both stages, whose transformer stays")},
+    "train_high_resolution": {
+        "backbone_ckpt": Setting(FILE, "weights of the lower grid that are refined"),
+        "freeze_backbone": Setting(SWITCH, "trains the refiner alone"),
+        "factor": Setting(whole(2, 16), "the new grid over that of the backbone"),
+        "refiner_hidden_size": Setting(whole(1, 65_536), "of the refiner's own time embedding"),
+        "refiner_patch_size": Setting(whole(1, 256), "side of the refiner's patches", "voxels"),
+        "refiner_stride": Setting(whole(1, 256), "distance of the refiner's patches", "voxels"),
+        "refiner_parametrization": _TRAIN["parametrization"],
+        "refiner_window": Setting(whole(0, 1024), "patches cubed per volume and step; 0: whole volumes", "patches"),
+        "consistency_weight": Setting(number(0, 1000), "of the low-frequency consistency; 0: Eq. 3 alone"),
+    },
+    "mlflow": {
+        "tracking_uri": Setting(TEXT, "MLflow's server or database"),
+        "experiment_name": Setting(TEXT, "of MLflow"),
+        "run_name": Setting(TEXT, "of MLflow; a run that was interrupted is found by it and continued"),
+    },
+    "inference": _SAMPLE,
+    "export": {
+        "ckpt_path": Setting(maybe(FILE), "weights (.pt) of a training run"),
+        "output_path": Setting(maybe(FILE), "the copy (.pt)"),
+        "dtype": Setting(choice("float32", "bfloat16", "float16"), "of the copy"),
+        "time_dtype": Setting(
+            maybe(choice("float32", "bfloat16", "float16", "float8_e4m3fn")), "of the matrices that see the time alone"
+        ),
+        **_GUIDANCE,
+    },
+    "import_official": {
+        "official_ckpt": Setting(maybe(FILE), "weights of the authors' code"),
+        "ckpt_path": Setting(maybe(FILE), "the new weights (.pt)"),
+        "grid": Setting(_GRID, "what the weights were trained for, along x, y, z", "voxels"),
+        "factor": Setting(whole(2, 16), "of high-resolution weights: their grid over that of their base"),
+        "field_of_view_mm": Setting(_FIELD_OF_VIEW, "what the weights were trained for", "mm"),
+        "hu_window": _TRAIN["hu_window"],
+        "noise_std": _TRAIN["noise_std"],
+        "num_heads": Setting(maybe(whole(1, 1024)), "attention heads, for sizes that are not published"),
+        "norm": Setting(maybe(choice("layer", "rms")), "null: found out by a denoising test"),
+    },
+    "preprocess": _PREPROCESS,
+    "evaluate": _EVALUATE,
+    "totalsegmentator": {"fast": Setting(SWITCH, "TotalSegmentator's network for 3 mm; false: that for 1.5 mm")},
+    "wscore": {
+        "anchor": Setting(maybe(TEXT), "generator that ratios are taken to; null: the first"),
+        "output_dir": Setting(FOLDER, "where wscore.json and the critics are written"),
+        "num_steps": Setting(whole(1, 100 * MILLION), "of each critic", "steps"),
+        "batch_size": Setting(whole(1, 65_536), "real volumes per step, and as many generated ones", "volumes"),
+        "lr": _TRAIN["lr"],
+        "critic_channels": Setting(several(whole(1, 65_536)), "of the critic's levels"),
+        "num_seeds": Setting(whole(1, 1000), "critics that are trained"),
+        "held_out_share": Setting(number(above=0, below=1), "of the real volumes, kept from the critics' training"),
+        "checkpoint_interval": Setting(whole(1, 100 * MILLION), "between checkpoints", "steps"),
+        "cache_gb": _TRAIN["cache_gb"],
+    },
+    "sampling_sweep": {
+        "checkpoints": Setting(named(FILE, "{'shipped': 'bundle/models/model.pt'}"), "weights to sample, by name"),
+        "predictor_ratios": Setting(several(number(1)), "values of p"),
+        "num_inference_steps": Setting(several(whole(1, 1000)), "network calls per volume"),
+        "num_samples": Setting(whole(1, 10 * MILLION), "volumes of each combination, from the same seeds"),
+        "sampling_seed": Setting(whole(0, LARGEST_SEED), "of the first volume"),
+        "sampling_batch_size": Setting(whole(1, 65_536), "at a time", "volumes"),
+        "samples_dir": Setting(FOLDER, "where the volumes are written"),
+    },
+}

@@ -1,0 +1,152 @@
+"""Kinds of settings: what a value may be, checked and converted by pydantic, with the words for an error message."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Callable, Literal, Optional, Union
+
+import torch
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+from .values import usable_device
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a setting may be.
+
+    Args:
+        annotation: the type for pydantic.
+        words: what is right, as an error message says it after "must be".
+        verbatim: the text is taken as it was typed: a folder called `2025` is no number.
+    """
+
+    annotation: Any
+    words: str
+    verbatim: bool = False
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter:
+        return TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+
+    def convert(self, value: Any) -> Any:
+        """The value in its type; pydantic's ValidationError, a ValueError, where it is of another kind."""
+        return self._adapter.validate_python(value)
+
+
+def maybe(kind: Kind) -> Kind:
+    """The same, or null."""
+    return Kind(Optional[kind.annotation], f"{kind.words}, or null", kind.verbatim)
+
+
+def whole(least: int, most: int) -> Kind:
+    """A whole number."""
+    return Kind(_whole(least, most), f"a whole number from {least} to {most}")
+
+
+def number(
+    least: Optional[float] = None,
+    most: Optional[float] = None,
+    above: Optional[float] = None,
+    below: Optional[float] = None,
+) -> Kind:
+    """A finite number; `least` and `most` are allowed, `above` and `below` are not."""
+    bounds = ((least, "at least"), (above, "more than"), (most, "at most"), (below, "less than"))
+    words = " and ".join(f"{word} {bound:g}" for bound, word in bounds if bound is not None)
+    return Kind(_number(ge=least, le=most, gt=above, lt=below), f"a number {words}")
+
+
+def sides(least: int, most: int) -> Kind:
+    """Voxels along x, y, z as a list; one number is a cube."""
+    return Kind(
+        _list(_whole(least, most), 3, 3, _cube),
+        f"one or three whole numbers from {least} to {most}, such as 64 or [64,64,64]",
+    )
+
+
+def lengths(most: float) -> Kind:
+    """A length in each direction, or three along x, y, z."""
+    length = _number(gt=0, le=most)
+    return Kind(Union[length, _list(length, 3, 3)], f"one or three numbers more than 0 and at most {most:g}")
+
+
+def choice(*names: str) -> Kind:
+    """One of a few words."""
+    return Kind(Literal[names], "one of " + ", ".join(names))
+
+
+def several(kind: Kind, least: int = 1, most: Optional[int] = None, words: str = "") -> Kind:
+    """A list; one value is a list of one."""
+    return Kind(_list(kind.annotation, least, most, _listed), words or f"a list, each {kind.words}", kind.verbatim)
+
+
+def named(kind: Kind, example: str) -> Kind:
+    """Values by name."""
+    values: Any = kind.annotation
+    return Kind(Annotated[dict[_TEXT, values], Field(min_length=1)], f"names with values, such as {example}")
+
+
+def _whole(least: int, most: int) -> Any:
+    return Annotated[int, BeforeValidator(_no_switch), Field(ge=least, le=most)]
+
+
+def _number(**bounds: Optional[float]) -> Any:
+    return Annotated[float, BeforeValidator(_no_switch), Field(**bounds)]  # type: ignore[call-overload]
+
+
+def _list(annotation: Any, least: int, most: Optional[int], before: Callable[[Any], Any] = lambda value: value) -> Any:
+    return Annotated[list[annotation], BeforeValidator(before), Field(min_length=least, max_length=most)]
+
+
+def _no_switch(value: Any) -> Any:
+    """pydantic would count True as 1."""
+    if isinstance(value, bool):
+        raise ValueError("a switch is no number")
+    return value
+
+
+def _cube(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value] * 3
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _text(value: Any) -> str:
+    """Text; a whole number is what Fire or YAML makes of a name such as 2025."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, os.PathLike)):
+        raise ValueError("no text")
+    text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+    if not text.strip() or not text.isprintable() and any(ord(letter) < 32 for letter in text):
+        raise ValueError("empty, or with control characters")
+    return text
+
+
+def _path(text: str) -> str:
+    if "::" in text:
+        raise ValueError("MONAI's separator")  # what it makes of '#', see check.py
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
+def _ordered(window: list[float]) -> list[float]:
+    if window[0] >= window[1]:
+        raise ValueError("reversed")
+    return window
+
+
+_TWO: Any = _list(_number(ge=-100_000, le=100_000), 2, 2)
+_TEXT = Annotated[str, BeforeValidator(_text)]
+_PATH = Annotated[str, BeforeValidator(_text), AfterValidator(_path)]
+
+SWITCH = Kind(bool, "True or False")
+TEXT = Kind(_TEXT, "text", verbatim=True)
+FILE = Kind(_PATH, "the name of a file", verbatim=True)
+FOLDER = Kind(_PATH, "the name of a folder", verbatim=True)
+WINDOW = Kind(Annotated[_TWO, AfterValidator(_ordered)], "two numbers, the lower one first, such as [-1000,1000]")
+DEVICE = Kind(
+    Annotated[torch.device, BeforeValidator(usable_device)], "a device that PyTorch has here, such as cpu or cuda:0"
+)
