@@ -1,25 +1,14 @@
-"""Settings of the wrong kind, as MONAI's command line hands them over: `false` and `abc` are words there."""
+"""Settings of the wrong kind, handed to functions from Python; the command line's are in test_settings_checks.py."""
 
 import pytest
 import torch
 
-from scripts.inferers import VolumeStore, grid_of, inference_network, memory_plan, seed_list
-from scripts.inferers.inferer import uses_bf16
+from scripts.inferers import grid_of, inference_network, memory_plan, seed_list
 from scripts.inferers.sampler import LARGEST_SEED, compiling_pays
 from scripts.schedulers import CosineSineScheduler, build_scheduler
-from scripts.settings import switch, usable_device, whole_number
+from scripts.settings import usable_device, whole_number
 
 CPU = torch.device("cpu")
-
-
-def test_switches_are_what_the_user_wrote():
-    assert [switch("x", value) for value in (True, "true", "True")] == [True] * 3
-    assert [switch("x", value) for value in (False, "false", "FALSE")] == [False] * 3
-
-
-def test_false_in_lower_case_overwrites_nothing(tmp_path):
-    assert VolumeStore(str(tmp_path), {}, overwrite="false").overwrite is False
-    assert uses_bf16(CPU, "false") is False and uses_bf16(CPU, "true") is True
 
 
 def test_devices_are_given_as_words_too(make_network):
@@ -31,10 +20,6 @@ def test_devices_are_given_as_words_too(make_network):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: switch("compile", "maybe"), ["compile must be True or False", "maybe"]),
-        (lambda: switch("compile", 1), ["compile must be True or False", 1]),
-        (lambda: switch("compile", None), ["compile must be True or False", None]),
-        (lambda: VolumeStore("/tmp", {}, overwrite="no"), ["overwrite must be True or False", "no"]),
         (lambda: usable_device("nonsense"), ["device", "nonsense"]),
         (lambda: usable_device("cuda:99"), ["device", "cuda:99"]),
         (lambda: usable_device(1.5), ["device", 1.5]),

@@ -8,8 +8,6 @@ import torch
 from monai.inferers import DiffusionInferer
 from torch import Tensor, nn
 
-from ..settings import switch
-
 
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 matrix products are faster than fp32 there: CUDA from Ampere on, CPUs with AVX512-BF16 or AMX."""
@@ -20,7 +18,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 def uses_bf16(device: torch.device, bf16: Optional[bool] = None) -> bool:
     """What the setting `bf16` says; where it is None, whether the device is faster with it."""
-    return has_fast_bf16(device) if bf16 is None else switch("bf16", bf16)
+    return has_fast_bf16(device) if bf16 is None else bf16
 
 
 class AutocastDiffusionInferer(DiffusionInferer):

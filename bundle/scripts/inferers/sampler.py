@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..networks.base import DenoisingNetwork
 from ..networks.guidance import Guidance
 from ..schedulers import DiffusionProcess
-from ..settings import switch, usable_device, whole_number
+from ..settings import usable_device, whole_number
 from .inferer import uses_bf16
 
 # torch.compile takes 8 s and saves 9 ms of a call at 64^3 and 57 ms at 128^3 on a CPU with AMX (docs/performance.md)
@@ -49,7 +49,7 @@ def inference_network(
     if compile is None and fast and compiling_pays(device, num_calls):
         torch._dynamo.config.suppress_errors = True  # nobody asked for it: a failure costs time, not the run
         setattr(network, "predict", _compiled(network.predict, device))
-    elif compile is not None and switch("compile", compile):
+    elif compile:
         if not _has_compiler():
             raise ValueError("compile needs a C++ compiler, for instance g++; install one or set compile to False")
         setattr(network, "predict", _compiled(network.predict, device))

@@ -23,7 +23,6 @@ from ..data.pictures import preview_picture
 from ..data.transforms import grid_affine, three
 from ..errors import require_writable
 from ..files import PathLike, whole_file, write_text
-from ..settings import switch
 
 VERSION = "0.1.0"
 MARK = "synthetic CT by PRDiT, no patient"  # in the header of every generated volume
@@ -57,7 +56,7 @@ class VolumeStore:
     """
 
     def __init__(self, output_dir: str, provenance: dict[str, Any], overwrite: bool = False) -> None:
-        self.overwrite = switch("overwrite", overwrite)
+        self.overwrite = overwrite
         self.folder = require_writable(output_dir, "output_dir")
         versions = {"bundle": VERSION, "monai": monai.__version__, "torch": torch.__version__}
         self.provenance = json.loads(json.dumps(provenance))

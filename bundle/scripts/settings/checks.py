@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import sys
 from types import FrameType
@@ -47,7 +46,7 @@ def check_settings() -> None:
             raise SystemExit(0)
         _require_known(typed.settings, {**ConfigParser.load_config_files(typed.config_files), **described})
         _require_effect(typed.settings, config)
-        _restore_text(config, typed.settings, described)
+        _restore_text(parser, typed.settings, described)
     convert_settings(parser, described)
 
 
@@ -131,28 +130,32 @@ def _require_effect(typed: Mapping[str, Any], config: Mapping[str, Any]) -> None
             raise ValueError(f"{first} has no effect with {' + '.join(files)}; leave it out")
 
 
-def _restore_text(config: dict[str, Any], typed: Mapping[str, Any], described: Mapping[str, Setting]) -> None:
+def _restore_text(parser: ConfigParser, typed: Mapping[str, Any], described: Mapping[str, Setting]) -> None:
     """Puts text back as it was typed: Fire makes numbers of `2025` and `1e3`, and MONAI `::` of `#`."""
-    for name, value in typed.items():
-        if name in described and described[name].kind.verbatim and not _is_reference(value):
-            config[name] = _literal(_as_typed(name, value))
+    texts = [name for name in typed if name in described and described[name].kind.verbatim]
+    _put(
+        parser,
+        {
+            name: _as_typed(name, typed[name], described[name].kind.many)
+            for name in texts
+            if not _is_reference(typed[name])
+        },
+    )
 
 
-def _as_typed(name: str, value: Any) -> Any:
-    """The words after `--name` on the command line, or the value as it is: from Python, quoted, or a list."""
+def _as_typed(name: str, value: Any, many: bool) -> Any:
+    """The words after `--name` on the command line; the value as it is where they are quoted, a list, or not there."""
     words = sys.argv[1:]
     for index, word in enumerate(words):
         flag, equals, rest = word.partition("=")
         if word.startswith("-") and flag.lstrip("-").replace("-", "_") == name:
-            text = rest if equals else words[index + 1] if index + 1 < len(words) else ""
+            alone = value is True and (index + 1 == len(words) or words[index + 1].startswith("-"))
+            text = rest if equals else "" if alone else words[index + 1]
             break
     else:
         return value
-    try:
-        written = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return written if isinstance(written, str) or (text[0] in "[({" and not isinstance(value, str)) else text
+    is_list = many and text.startswith(("[", "(")) and isinstance(value, (list, tuple))
+    return value if is_list or text.startswith(("'", '"')) else text
 
 
 def _literal(value: Any) -> Any:
@@ -182,12 +185,16 @@ def convert_settings(parser: ConfigParser, described: Mapping[str, Setting]) -> 
         ValueError: in one line that names the setting.
     """
     config: dict[str, Any] = parser.config  # type: ignore[assignment]
-    references = [name for name in described if _is_reference(config[name])]
-    plain = [name for name in described if name not in references and not ConfigComponent.is_instantiable(config[name])]
-    _put(parser, {name: _convert(name, config[name], described[name].kind) for name in plain}, config)
+    values = [name for name in described if not ConfigComponent.is_instantiable(config[name])]  # those check themselves
+    references = [name for name in values if _is_reference(config[name])]
+    plain = [name for name in values if name not in references]
+    _put(parser, {name: _convert(name, config[name], described[name].kind) for name in plain})
     used = reached(config)
-    values = {name: parser.get_parsed_content(name) for name in references if name in used}
-    _put(parser, {name: _convert(name, value, described[name].kind) for name, value in values.items()}, values)
+    for name in [name for name in references if name in used]:
+        value = parser.get_parsed_content(name)
+        converted = _convert(name, value, described[name].kind)
+        if _differ(converted, value):
+            _put(parser, {name: converted})
 
 
 def _convert(name: str, value: Any, kind: Kind) -> Any:
@@ -199,13 +206,14 @@ def _convert(name: str, value: Any, kind: Kind) -> Any:
         raise ValueError(f"{name} must be {kind.words}, got {given}{why}") from None
 
 
-def _put(parser: ConfigParser, converted: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+def _differ(one: Any, other: Any) -> bool:
+    return type(one) is not type(other) or one != other
+
+
+def _put(parser: ConfigParser, values: Mapping[str, Any]) -> None:
     """Puts values into a config where they are others than before; what MONAI has built until now is built anew."""
-    changed = {
-        name: value
-        for name, value in converted.items()
-        if type(value) is not type(before[name]) or value != before[name]
-    }
+    config: dict[str, Any] = parser.config  # type: ignore[assignment]
+    changed = {name: _literal(value) for name, value in values.items() if _differ(value, config[name])}
     if changed:
-        parser.config |= {name: _literal(value) for name, value in changed.items()}  # type: ignore[operator]
+        config.update(changed)
         parser.parse(reset=True)

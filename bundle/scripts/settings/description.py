@@ -13,9 +13,11 @@ from ..schedulers.process import TRAINING_TIMES
 from ..schedulers.solvers import SOLVERS
 from ..schedulers.steps import SPACINGS
 from .kinds import (
+    COMPONENT,
     DEVICE,
     FILE,
     FOLDER,
+    FOLDERS,
     SWITCH,
     TEXT,
     WINDOW,
@@ -43,7 +45,7 @@ class Setting:
     unit: str = ""
 
 
-_GRID = sides(1, 2048)
+_GRID = sides(1, 4096)
 _FIELD_OF_VIEW = lengths(2000)
 _SHARE = number(0, 1)
 _BF16 = Setting(maybe(SWITCH), "bfloat16; null: where the hardware is faster with it")
@@ -95,7 +97,7 @@ _TRAIN = {
     "local_window": Setting(
         whole(0, 1024), "stage 1 trains on this many patches cubed per volume and step; 0: whole volumes", "patches"
     ),
-    "lr": Setting(number(above=0, most=10), "learning rate after the warm-up"),
+    "lr": Setting(number(above=0), "learning rate after the warm-up"),
     "betas": Setting(
         several(number(0, below=1), 2, 2, "two numbers from 0 to less than 1, such as [0.9,0.999]"), "of AdamW"
     ),
@@ -118,6 +120,8 @@ _TRAIN = {
     "finetune_from": Setting(maybe(FILE), "weights of the same network to start from; null: random ones"),
     "finetuning": Setting(SWITCH, "whether finetune_from is needed; finetune.yaml sets it"),
     "rank": _RANK,
+    "sampler": Setting(COMPONENT, "of training volumes; multi_gpu.yaml sets it"),
+    "validation_sampler": Setting(COMPONENT, "of validation volumes; multi_gpu.yaml sets it"),
 }
 
 _SAMPLE = {
@@ -126,7 +130,7 @@ _SAMPLE = {
     "num_samples": Setting(whole(1, 10 * MILLION), "volumes to make"),
     "seed": Setting(whole(0, LARGEST_SEED), "volume i is made from seed + i alone, whatever the batch"),
     "grid": Setting(maybe(_GRID), "of the volumes, along x, y, z; null: that of the weights", "voxels"),
-    "num_inference_steps": Setting(whole(1, 1000), "network calls per volume (rk4 and heun: steps)"),
+    "num_inference_steps": Setting(whole(1, 1000), "network calls per volume; heun takes a multiple of 2, rk4 of 4"),
     "solver": Setting(choice(*SOLVERS), "how a step is taken, see docs/sampling.md"),
     "predictor_ratio": Setting(maybe(number(1)), "p of Algorithm 1; 1: no noise is injected; null: the solver's own"),
     "eta": Setting(maybe(_SHARE), "instead of p; 0: no noise, 1: the noise of the ancestral sampler"),
@@ -164,6 +168,7 @@ _EVALUATE = {
     "feature_weights": Setting(maybe(TEXT), "Med3D's weights (resnet_50_23dataset.pth), or hub; null: random features"),
     "bf16": _BF16,
     "seam_strides": Setting(several(whole(2, 256)), "distances of the patches whose seams are measured", "voxels"),
+    "segmenter": Setting(COMPONENT, "of organs; totalsegmentator.yaml sets it"),
     "num_bootstrap": Setting(whole(2, MILLION), "draws of the set for the intervals"),
     "num_ms_ssim_pairs": Setting(whole(1, MILLION), "pairs of volumes whose likeness is measured"),
     "memorisation_threshold": Setting(
@@ -179,10 +184,7 @@ _EVALUATE = {
 }
 
 _PREPROCESS = {
-    "source_dir": Setting(
-        maybe(several(FOLDER, words="a folder, a list of files or several of them, such as \"['a','b']\"")),
-        "folder, list of files (.txt) or datalist (.json), or several of them",
-    ),
+    "source_dir": Setting(maybe(FOLDERS), "folder, list of files (.txt) or datalist (.json), or several of them"),
     "dataset_dir": Setting(maybe(FOLDER), "the data set, outside source_dir; a broken run continues"),
     "spacing": Setting(maybe(lengths(100)), "of the new voxels; null: 1, or 0.8 for RAD-ChestCT", "mm"),
     "size": Setting(sides(8, 2048), "of the new volumes", "voxels"),

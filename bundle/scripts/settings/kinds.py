@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal, Optional, Union
@@ -22,11 +22,13 @@ class Kind:
         annotation: the type for pydantic.
         words: what is right, as an error message says it after "must be".
         verbatim: the text is taken as it was typed: a folder called `2025` is no number.
+        many: a list may be typed, too.
     """
 
     annotation: Any
     words: str
     verbatim: bool = False
+    many: bool = False
 
     @cached_property
     def _adapter(self) -> TypeAdapter:
@@ -39,7 +41,7 @@ class Kind:
 
 def maybe(kind: Kind) -> Kind:
     """The same, or null."""
-    return Kind(Optional[kind.annotation], f"{kind.words}, or null", kind.verbatim)
+    return replace(kind, annotation=Optional[kind.annotation], words=f"{kind.words}, or null")
 
 
 def whole(least: int, most: int) -> Kind:
@@ -80,7 +82,7 @@ def choice(*names: str) -> Kind:
 
 def several(kind: Kind, least: int = 1, most: Optional[int] = None, words: str = "") -> Kind:
     """A list; one value is a list of one."""
-    return Kind(_list(kind.annotation, least, most, _listed), words or f"a list, each {kind.words}", kind.verbatim)
+    return Kind(_list(kind.annotation, least, most, _listed), words or f"a list, each {kind.words}")
 
 
 def named(kind: Kind, example: str) -> Kind:
@@ -142,10 +144,14 @@ _TWO: Any = _list(_number(ge=-100_000, le=100_000), 2, 2)
 _TEXT = Annotated[str, BeforeValidator(_text)]
 _PATH = Annotated[str, BeforeValidator(_text), AfterValidator(_path)]
 
+COMPONENT = Kind(None, "null, or what an overlay builds")
 SWITCH = Kind(bool, "True or False")
 TEXT = Kind(_TEXT, "text", verbatim=True)
 FILE = Kind(_PATH, "the name of a file", verbatim=True)
 FOLDER = Kind(_PATH, "the name of a folder", verbatim=True)
+FOLDERS = Kind(
+    _list(_PATH, 1, None, _listed), "a folder, a file or several, such as \"['a','b']\"", verbatim=True, many=True
+)
 WINDOW = Kind(Annotated[_TWO, AfterValidator(_ordered)], "two numbers, the lower one first, such as [-1000,1000]")
 DEVICE = Kind(
     Annotated[torch.device, BeforeValidator(usable_device)], "a device that PyTorch has here, such as cpu or cuda:0"

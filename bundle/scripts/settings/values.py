@@ -18,14 +18,6 @@ def whole_number(setting: str, value: object, least: int, most: Optional[int] = 
     raise ValueError(f"{setting} must be {bound}, a whole number, got {value!r}")
 
 
-def require_whole_numbers(least: int, **values: object) -> None:
-    """Refuses settings, or entries of lists, that are no whole numbers from `least` on; None is no setting."""
-    for setting, value in values.items():
-        for one in value if isinstance(value, (list, tuple)) else [value]:
-            if one is not None:
-                whole_number(setting, one, least)
-
-
 def require_numbers(least: float, most: Optional[float] = None, **values: object) -> None:
     """Refuses settings that are no finite numbers from `least` to `most`."""
     for setting, value in values.items():
@@ -34,14 +26,6 @@ def require_numbers(least: float, most: Optional[float] = None, **values: object
             raise ValueError(
                 f"{setting} must be {least} " + ("or more" if most is None else f"to {most}") + f", got {value}"
             )
-
-
-def switch(setting: str, value: object) -> bool:
-    """True or False, also as the word that MONAI's command line makes of `false`; ValueError in one line otherwise."""
-    word = str(value).lower()
-    if word not in ("true", "false"):
-        raise ValueError(f"{setting} must be True or False, got {value!r}")
-    return word == "true"
 
 
 def usable_device(device: Union[str, torch.device]) -> torch.device:

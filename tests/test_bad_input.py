@@ -1,0 +1,150 @@
+"""Every setting of every command against a fixed list of values: one line or a result, never a traceback.
+
+Run by hand: `make slow`, or `python -m pytest -m slow tests/test_bad_input.py -s` for the counts.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+
+import monai.bundle
+import pytest
+import torch
+from bundle_runs import TINY, config_files, sample
+from monai.bundle import ConfigParser
+
+from scripts.settings.checks import described_settings, reached
+
+VALUES = (
+    "x", "", " ", "a,b", "1e-4", "$None", 0, 1, -1, 1.5, 1e30, 10**12, float("nan"), float("inf"), True, False,
+    [], [1], [1, 2], [3, 2, 1], ["a"], {}, {"a": "b"}, "/proc/1/x", "/dev/null", "a\0b", "~", "2" * 300,
+)  # fmt: skip
+UNTOUCHED = {"rank", "world_size"}  # of processes that are not there: they would wait for each other
+SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def world(trained, tmp_path_factory):
+    """What the commands need: weights of both stages, and volumes."""
+    folder = tmp_path_factory.mktemp("world")
+    torch.set_num_threads(1)  # threads do not survive a fork
+    shutil.copytree(trained / "ckpt", folder / "ckpt")
+    for name, seed in (("real", 10), ("generated", 0)):
+        sample(ckpt_path=folder / "ckpt/model.pt", output_dir=folder / name, num_samples=4, seed=seed, device="cpu")
+    return folder
+
+
+def commands(world, out):
+    """Settings with which each command works, with all outputs in `out`."""
+    weights, real = world / "ckpt/model.pt", world / "real"
+    start = {**TINY, "ckpt_dir": out / "ckpt", "max_epochs": 1}
+    whole = {**start, "depth": 2, "local_window": 0}
+    evaluate = {"real_dir": real, "generated_dir": world / "generated", "output_dir": out / "report", "device": "cpu"}
+    few = {"num_bootstrap": 4, "num_ms_ssim_pairs": 2}
+    return {
+        ("train",): start,
+        ("train", "train_global"): {**whole, "local_ckpt": world / "ckpt/local.pt"},
+        ("train", "finetune"): {**whole, "finetune_from": weights},
+        ("train", "train_new_local"): {**whole, "residual_ckpt": weights},
+        ("train", "train_high_resolution"): {
+            "backbone_ckpt": weights, "ckpt_dir": out / "ckpt", "max_epochs": 1, "num_phantoms": 2, "device": "cpu",
+            "num_validation_phantoms": 1, "batch_size": 2, "refiner_window": 1, "refiner_patch_size": 6,
+            "refiner_stride": 4, "refiner_hidden_size": 16, "num_validation_times": 1, "val_interval": 1,
+        },
+        ("inference",): {"ckpt_path": weights, "output_dir": out / "o", "num_samples": 1, "num_inference_steps": 2},
+        ("export",): {"ckpt_path": weights, "output_path": out / "e.pt"},
+        ("evaluate",): {**evaluate, **few},
+        ("evaluate", "wscore"): {**evaluate, "num_steps": 1, "batch_size": 1, "critic_channels": [2], "num_seeds": 1},
+        ("evaluate", "sampling_sweep"): {
+            "real_dir": real, "output_dir": out / "report", "checkpoints": {"a": str(weights)}, "num_samples": 2,
+            "num_inference_steps": [1], "device": "cpu", **few,
+        },
+        ("preprocess",): {"source_dir": real, "dataset_dir": out / "d", "size": 16, "spacing": 20, "num_workers": 0},
+    }  # fmt: skip
+
+
+def outcome(stack, settings, folder):
+    """Runs a command in a process of its own: 'made', 'refused', or what is wrong about how it ended."""
+    folder.mkdir()
+    output = folder / "output.txt"
+    process = os.fork()
+    if process == 0:
+        _run_as_a_command(stack, settings, folder, output)
+    for _ in range(10 * SECONDS):
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        os.killpg(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        return "hangs"
+    text = output.read_text(errors="replace")
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    if "Traceback" in text or os.WIFSIGNALED(status):
+        return "traceback: " + (text.strip().splitlines() or ["killed"])[-1][:150]
+    if os.waitstatus_to_exitcode(status) == 0:
+        return "made"
+    return "refused" if len(errors) == 1 else f"{len(errors)} error lines"
+
+
+def _run_as_a_command(stack, settings, folder, output):
+    try:
+        os.setsid()
+        os.chdir(folder)
+        os.environ["HOME"] = str(folder)
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1), os.dup2(file, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.argv = ["monai.bundle", "run"]
+        given = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
+        run_id = "training" if stack[0] == "train" else "run"
+        status = 0
+        try:
+            monai.bundle.run(run_id, config_file=config_files(*stack), logging_file=False, **given)
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            status = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(99)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(11))
+def test_every_setting_answers_every_value(number, world, tmp_path):
+    stack, good = list(commands(world, tmp_path).items())[number]
+    assert outcome(stack, good, tmp_path / "good") == "made"
+    parser = ConfigParser()
+    parser.read_config(config_files(*stack))
+    described, counts, faults = described_settings(parser.config), Counter(), []
+    used = reached(parser.config) - UNTOUCHED
+    for name in [name for name in described if name in used]:
+        for index, value in enumerate(VALUES):
+            out = tmp_path / f"{name}{index}"
+            _, settings = list(commands(world, out).items())[number]
+            ended = outcome(stack, {**settings, name: value}, out)
+            counts[ended if ended in ("made", "refused") else "fault"] += 1
+            if ended == "made" and not _allowed(described[name].kind, value):
+                ended = "taken silently"
+            if ended not in ("made", "refused"):
+                faults.append(f"{name}={value!r}: {ended}")
+            shutil.rmtree(out)
+    print(f"\n{'+'.join(stack)}: {dict(counts)}")
+    assert faults == []
+
+
+def _allowed(kind, value):
+    try:
+        kind.convert(None if value == "$None" else value)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,227 @@
+"""Every setting of every command: described, checked before anything is built, and used."""
+
+import importlib.util
+import sys
+
+import monai.bundle
+import pytest
+import torch
+import yaml
+from bundle_runs import CONFIGS, config_files
+from monai.bundle import ConfigParser
+
+from scripts.errors import root_cause
+from scripts.settings.checks import convert_settings, described_settings, reached
+from scripts.settings.description import SETTINGS
+from scripts.settings.kinds import (
+    FILE,
+    FOLDER,
+    SWITCH,
+    TEXT,
+    WINDOW,
+    choice,
+    lengths,
+    maybe,
+    named,
+    number,
+    several,
+    sides,
+    whole,
+)
+
+ALONE = ("train", "inference", "evaluate", "preprocess", "export", "import_official")
+STACKS = (
+    *((name,) for name in ALONE),
+    ("train", "train_global"),
+    ("train", "finetune"),
+    ("train", "train_new_local"),
+    ("train", "train_high_resolution"),
+    ("train", "train_high_resolution", "finetune_high_resolution"),
+    ("train", "train_global", "flow_matching", "paper_128", "mlflow", "multi_gpu"),
+    ("inference", "inference_high_resolution"),
+    ("evaluate", "totalsegmentator"),
+    ("evaluate", "wscore"),
+    ("evaluate", "wscore", "sampling_sweep"),
+)
+STRUCTURE = {"loss_terms", "initialize", "imports", "dataset_dir"}  # inference's dataset_dir is MONAI's
+
+
+def merged(stack):
+    parser = ConfigParser()
+    parser.read_config(config_files(*stack))
+    return parser
+
+
+def is_literal(value):
+    if isinstance(value, list):
+        return all(map(is_literal, value))
+    return not isinstance(value, dict) and not (isinstance(value, str) and value.startswith(("$", "@")))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_setting_of_a_config_file_is_described(name):
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    known = {setting for described in SETTINGS.values() for setting in described}
+    literal = {key for key, value in config.items() if is_literal(value) and not key.startswith("+")}
+    assert literal - known - STRUCTURE == set()
+
+
+def test_what_is_described_is_a_setting():
+    for name, described in SETTINGS.items():
+        config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        assert set(described) - set(config) == set(), name
+        assert all(setting.sentence and setting.kind.words for setting in described.values())
+
+
+@pytest.mark.parametrize("stack", STACKS, ids="+".join)
+def test_defaults_are_allowed_and_have_an_effect(stack):
+    """What the config files say passes their own description; what nothing refers to is a setting of another stack."""
+    parser = merged(stack)
+    described = described_settings(parser.config)
+    plain = {name: one for name, one in described.items() if is_literal(parser[name])}
+    before = {name: parser[name] for name in plain}
+    convert_settings(parser, plain)
+    assert {name: parser[name] for name in plain} == before | {"size": [256] * 3} if "size" in plain else before
+    if stack in [(name,) for name in ALONE]:
+        assert set(described) - reached(parser.config) == set()
+
+
+WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**30), 10**30, {"a": [1]}, object())
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        (
+            SWITCH,
+            {"false": False, "no": False, "off": False, "True": True, "yes": True, 0: False, True: True},
+            [2, None],
+        ),
+        (whole(1, 9), {1: 1, 9: 9, "3": 3, 4.0: 4}, [0, 10, 1.5, True, False, None, "1.5", [1]]),
+        (number(0, 1), {0: 0.0, 1: 1.0, "1e-4": 1e-4, 0.5: 0.5}, [-0.1, 1.1, True, None, [0.5], "half"]),
+        (number(above=0, below=1), {0.5: 0.5}, [0, 1]),
+        (
+            sides(1, 99),
+            {16: [16] * 3, (1, 2, 3): [1, 2, 3]},
+            [0, 100, [16, 16], [16.5] * 3, [1] * 4, True, None, "64x64"],
+        ),
+        (lengths(500), {320: 320.0, (1, 2, 3.5): [1, 2, 3.5]}, [0, -1, 501, [1, 2], [1, 2, 0], True, None]),
+        (WINDOW, {(-1000, 1000): [-1000, 1000]}, [[1000, -1000], [0, 0], [0], 1000, [-1, 0, 1], [True, 2], None]),
+        (choice("a", "b"), {"a": "a"}, ["c", "A", 1, None, ["a"]]),
+        (several(whole(2, 9)), {4: [4], (4, 8): [4, 8]}, [1, [4, 1], None, True]),
+        (maybe(whole(1, 9)), {None: None, 2: 2}, [0, "null"]),
+        (TEXT, {"x": "x", 2025: "2025"}, [True, None, 1.5, "  ", "a\0b", "a\nb", ["x"]]),
+        (FOLDER, {2025: "2025", "a b": "a b", "ü": "ü", "~": str}, [True, None, 1.5, "  ", "a\0b", "a::b", ["x"]]),
+        (FILE, {"a.pt": "a.pt"}, [True, None, {}]),
+        (named(FOLDER, "{'a': 'b'}"), {}, ["a", {}, {"b": None}, {"a": ""}, ["a"]]),
+    ],
+    ids=lambda value: getattr(value, "words", None),
+)
+def test_a_kind_takes_what_is_right_alone(kind, right, wrong):
+    for given, taken in right.items():
+        result = kind.convert(list(given) if isinstance(given, tuple) else given)
+        assert (result == taken and type(result) is type(taken)) if taken is not str else not result.startswith("~")
+    names = ("x", 10**30, -(10**30)) if kind in (TEXT, FILE, FOLDER) else ()
+    for given in [*wrong, *(value for value in WRONG if not (isinstance(value, (str, int)) and value in names))]:
+        with pytest.raises(ValueError):
+            kind.convert(given)
+
+
+def run(stack, monkeypatch, *words, **settings):
+    """As `python -m monai.bundle run --config_file STACK WORDS`, where Fire has read the words as `settings`."""
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", *words])
+    monai.bundle.run("training" if stack[0] == "train" else "run", config_file=config_files(*stack), **settings)
+
+
+def refusal(stack, monkeypatch, *words, **settings):
+    with pytest.raises((RuntimeError, ValueError)) as raised:
+        run(stack, monkeypatch, *words, **settings)
+    line = str(root_cause(raised.value))
+    assert isinstance(root_cause(raised.value), ValueError) and "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("stack", "settings", "words"),
+    [
+        (("inference",), {"solvr": "heun"}, ["no setting solvr", "did you mean solver?"]),
+        (("train",), {"dry_run": True}, ["no setting dry_run"]),
+        (("train",), {"max_epoch": 1}, ["no setting max_epoch", "max_epochs"]),
+        (("evaluate", "wscore"), {"metrics": ["FID"]}, ["metrics has no effect with evaluate.yaml + wscore.yaml"]),
+        (("train", "train_high_resolution"), {"depth": 4}, ["depth has no effect"]),
+        (("inference",), {"dataset_dir": "x"}, ["dataset_dir has no effect"]),
+        (("inference",), {"num_samples": "four"}, ["num_samples must be a whole number from 1", "'four'"]),
+        (
+            ("train",),
+            {"hu_window": [1000, -1000]},
+            ["hu_window must be two numbers, the lower one first", "[1000, -1000]"],
+        ),
+        (("train",), {"seed": "abc"}, ["seed must be a whole number", "'abc'"]),
+        (("train",), {"max_grad_norm": 0}, ["max_grad_norm must be a number more than 0", "got 0"]),
+        (("train",), {"lr_decay_to": -1}, ["lr_decay_to must be a number at least 0", "got -1"]),
+        (("train",), {"betas": 0.9}, ["betas must be two numbers", "0.9"]),
+        (("export",), {"dtype": "int8"}, ["dtype must be one of float32, bfloat16, float16", "int8"]),
+        (("preprocess",), {"size": 1.5}, ["size must be one or three whole numbers from 8", "1.5"]),
+        (("wscore",), {"lr": 1.0}, ["wscore.yaml is an overlay of evaluate.yaml"]),
+        (("train",), {"init_id": "a.yaml"}, ["a.yaml is no init_id of the config", "several config files"]),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_anything_is_built(stack, settings, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    line = refusal(stack, monkeypatch, **settings)
+    assert [word for word in words if word not in line] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "read", "folder"),
+    [
+        (["--output_dir", "2025"], 2025, "2025"),
+        (["--output_dir=1e3"], 1000.0, "1e3"),
+        (["--output-dir", "a,b"], ("a", "b"), "a,b"),
+        (["--output_dir", "out#2"], "out", "out#2"),
+        (["--output_dir", "x/out#1 @b"], "x/out#1 @b", "x/out#1 @b"),
+        (["--output_dir", "'5'"], "5", "5"),
+        (["--output_dir", "[1]"], [1], "[1]"),
+        (["--output_dir", "--overwrite"], True, None),
+        (["--output_dir", ""], "", None),
+        ([], "from/python#1", "from/python#1"),
+    ],
+)
+def test_paths_are_the_text_that_was_typed(words, read, folder, monkeypatch, tmp_path, capsys):
+    """Fire makes numbers and lists of words, and MONAI '::' of '#'."""
+    monkeypatch.chdir(tmp_path)
+    show = ["$print('taken:', repr(@output_dir))"]
+    settings = {"output_dir": read, "run": [{"_target_": "scripts.settings.checks.check_settings"}, *show]}
+    if folder is None:
+        assert "output_dir must be the name of a folder" in refusal(("inference",), monkeypatch, *words, **settings)
+        return
+    run(("inference",), monkeypatch, *words, **settings)
+    assert f"taken: {folder!r}" in capsys.readouterr().out
+
+
+def test_words_for_switches_and_one_number_for_a_grid_reach_what_is_built(monkeypatch, tmp_path):
+    parser = merged(("train",))
+    parser.config |= {"grid": "16", "compile": "off", "lr": "1e-4", "device": "cpu", "ckpt_dir": "~/c", "log_dir": "l"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    described = described_settings(parser.config)
+    convert_settings(parser, {name: one for name, one in described.items() if name != "log_dir"})
+    assert parser["grid"] == [16, 16, 16] and parser["compile"] is False and parser["lr"] == 1e-4
+    assert parser["device"] == torch.device("cpu") and parser["ckpt_dir"] == str(tmp_path / "c")
+
+
+def test_help_lists_the_settings_and_starts_nothing(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run(("evaluate", "wscore"), monkeypatch, help=True)
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0 and list(tmp_path.iterdir()) == []
+    assert "--num_steps" in printed and "5000" in printed and "of each critic" in printed
+    assert "--num_bootstrap" not in printed  # has no effect there
+
+
+def test_the_page_of_settings_is_made_from_the_description():
+    spec = importlib.util.spec_from_file_location("settings_page", CONFIGS.parents[1] / "tools" / "settings_page.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.PAGE.read_text() == tool.page(), "run: python tools/settings_page.py"
