@@ -14,7 +14,7 @@ from scripts.stack import check_stack
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "bundle" / "docs").glob("*.md")]
-OF_MONAI = set(inspect.signature(monai.bundle.run).parameters) - {"override"}
+OF_MONAI = set(inspect.signature(monai.bundle.run).parameters) - {"override"} | {"help"}
 
 
 def commands(page):
@@ -36,7 +36,7 @@ def arguments(tokens):
     while rest:
         token = rest.pop(0)
         if token.startswith("--"):
-            given[token[2:]] = rest.pop(0)
+            given[token[2:]] = rest.pop(0) if rest and not rest[0].startswith("--") else True
         else:
             positional.append(token)
     return positional, given
