@@ -1,5 +1,6 @@
 """MLflow by its overlay."""
 
+import os
 import sqlite3
 
 import pytest
@@ -14,6 +15,20 @@ def test_the_overlay_adds_a_handler_to_training_and_one_to_validation():
     for part in ("train", "validate"):
         before, after = plain[part]["handlers"], tracked[part]["handlers"]
         assert after[:-1] == before and after[-1]["_target_"] == "MLFlowHandler"
+
+
+def test_mlflow_reports_its_use_to_nobody(monkeypatch):
+    """Set in `initialize`, before the first call of MLflow; what the user has set stays."""
+    config = ConfigParser()
+    config.read_config(config_files("train", "mlflow"))
+    for before, after in ((None, "true"), ("false", "false")):
+        monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+        if before:
+            monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", before)
+        config.parse(reset=True)
+        config.get_parsed_content("initialize")
+        assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == after
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
 
 
 @pytest.mark.slow
