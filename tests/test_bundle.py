@@ -71,7 +71,7 @@ def test_a_new_local_denoiser_trains_beside_the_transformer_of_weights(trained, 
     assert read_settings(mine)["residual_sha256"] == read_settings(start)["sha256"]
     with assert_refused("another transformer than that of residual_ckpt"):
         run("training", ["train", "train_new_local"], **{**settings, "max_epochs": 5}, residual_ckpt=mine)
-    with assert_refused("hu_window [-1000.0, 1000.0] there, [-500, 500] here"):
+    with assert_refused("hu_window [-1000.0, 1000.0] there, [-500.0, 500.0] here"):
         run("training", ["train", "train_new_local"], **settings, residual_ckpt=start, hu_window=[-500, 500])
     settings |= {"ckpt_dir": tmp_path / "all", "max_epochs": 1}
     run("training", ["train", "finetune"], **settings, finetune_from=mine)

@@ -6,7 +6,7 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import assert_refused, run_process, sample
+from bundle_runs import CONFIGS, assert_refused, run_process, sample
 
 
 def test_samples_are_ct_in_hu_with_geometry(trained, tmp_path):
@@ -51,6 +51,21 @@ def test_a_broken_sampling_run_continues_and_never_overwrites(trained, tmp_path,
     assert first.stat().st_mtime_ns == before
     sample(num_samples=1, **{**settings, "num_inference_steps": 3}, overwrite=True)
     assert first.stat().st_mtime_ns > before
+
+
+def test_a_folder_is_not_continued_in_another_precision_or_on_another_kind_of_device(trained, tmp_path):
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "output_dir": tmp_path / "out"}
+    sample(num_samples=1, **settings, bf16=False)
+    sidecar = tmp_path / "out" / "seed_000000.json"
+    content = json.loads(sidecar.read_text())
+    assert (content["precision"], content["device"]) == ("float32", "cpu")
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    assert content["versions"]["bundle"] == metadata["version"]
+    with assert_refused("precision float32, now it is bf16", "--overwrite True"):
+        sample(num_samples=2, **settings, bf16=True)
+    sidecar.write_text(json.dumps({**content, "device": "cuda"}))
+    with assert_refused("device cuda, now it is cpu"):
+        sample(num_samples=2, **settings, bf16=False)
 
 
 def test_a_picture_that_is_not_ours_stays(trained, tmp_path, capsys):

@@ -210,6 +210,13 @@ def test_a_new_run_continues_the_broken_one(tmp_path):
     assert {(float(row["train_loss"]), float(row["train_noise"])) for row in rows} == {(2.0, 1.0)}
 
 
+def test_a_continued_run_keeps_better_weights_of_the_one_before(tmp_path):
+    run_with_checkpoints(tmp_path, build_stage2(depth=0), [3.0, 1.0])
+    best = (tmp_path / "local.pt").read_bytes()
+    run_with_checkpoints(tmp_path, build_stage2(depth=0), [3.0, 1.0, 2.0])
+    assert (tmp_path / "local.pt").read_bytes() == best
+
+
 def test_checkpoint_of_another_network_is_refused(tmp_path, one_line):
     run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0])
     with pytest.raises(ValueError) as raised:

@@ -1,6 +1,6 @@
 """Data: lists of volumes, CT and phantoms, the training grid."""
 
-from .datalist import ct_datalist, intensity_of
+from .datalist import ct_datalist, identity, intensity_of
 from .ingest import prepare_dataset
 from .phantom import LABELS, chest_phantom
 from .transforms import LoadCTd, ToGridd, cache_count, grid_affine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from monai.inferers import DiffusionInferer
@@ -19,6 +19,12 @@ def has_fast_bf16(device: torch.device) -> bool:
 def uses_bf16(device: torch.device, bf16: Optional[bool] = None) -> bool:
     """What the setting `bf16` says; where it is None, whether the device is faster with it."""
     return has_fast_bf16(device) if bf16 is None else bf16
+
+
+def computed_in(device: Union[str, torch.device], bf16: Optional[bool] = None) -> dict[str, str]:
+    """What numbers depend on beside the settings: 'precision', 'bf16' or 'float32', and 'device', its kind."""
+    device = torch.device(device)
+    return {"precision": "bf16" if uses_bf16(device, bf16) else "float32", "device": device.type}
 
 
 class AutocastDiffusionInferer(DiffusionInferer):

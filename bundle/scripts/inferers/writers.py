@@ -21,10 +21,10 @@ from ..data.intensity import HU, from_hu, to_hu
 from ..data.nifti import save_nifti
 from ..data.pictures import preview_picture
 from ..data.transforms import grid_affine, three
-from ..errors import require_writable
+from ..errors import bundle_root, require_writable
 from ..files import PathLike, whole_file, write_text
 
-VERSION = "0.1.0"
+VERSION = json.loads(Path(bundle_root(), "configs", "metadata.json").read_text())["version"]
 MARK = "synthetic CT by PRDiT, no patient"  # in the header of every generated volume
 
 
@@ -96,7 +96,7 @@ class VolumeStore:
             name = changed[0]
             raise ValueError(
                 f"{path} was made with {name} {there.get(name)}, now it is {self.provenance[name]}; "
-                "choose another output_dir, or --overwrite True"
+                "set it as before, choose another output_dir, or --overwrite True"
             )
         return path.is_file()
 

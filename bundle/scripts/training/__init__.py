@@ -9,7 +9,7 @@ from .high_resolution import (
     high_resolution_network,
 )
 from .losses import PredictionLoss, loss_terms, prediction_errors
-from .monitoring import LossCSV, LossMetric, TrainingProgress, term_metrics, validation_share
+from .monitoring import LossCSV, LossMetric, TensorBoardLog, TrainingProgress, term_metrics, validation_share
 from .prepare_batch import (
     LocalWindowPrepareBatch,
     PaddedLocal,

@@ -21,12 +21,12 @@ from ..networks.high_resolution import (
 from ..networks.layers import token_grid
 from ..schedulers import DiffusionProcess
 from .prepare_batch import SchedulerPrepareBatch
-from .stages import require_process
+from .stages import require_process, volumes_of
 
 
 def high_resolution_grid(backbone: dict, factor: int) -> list[int]:
     """The high grid over that of a backbone, whose JSON is given."""
-    return [factor * side for side in backbone["data"]["grid"]]
+    return [factor * side for side in volumes_of(backbone["data"])["grid"]]
 
 
 def high_resolution_network(
@@ -53,16 +53,17 @@ def high_resolution_network(
     settings = read_settings(backbone_ckpt)
     require_process(backbone_ckpt, settings, process)
     network = build_high_resolution(override_settings(settings["network"], overrides), **refiner)
-    theirs = {"intensity": "HU", **settings["data"], "grid": high_resolution_grid(settings, network.factor)}
-    if list(data["grid"]) != theirs["grid"]:
+    ours, theirs = volumes_of(data), volumes_of(settings["data"])
+    wanted = high_resolution_grid(settings, network.factor)
+    if ours["grid"] != wanted:
         raise ValueError(
-            f"{backbone_ckpt} is of the grid {settings['data']['grid']}: with the factor {network.factor} the grid must "
-            f"be {theirs['grid']}, got {list(data['grid'])}"
+            f"{backbone_ckpt} is of the grid {theirs['grid']}: with the factor {network.factor} the grid must be "
+            f"{wanted}, got {ours['grid']}"
         )
-    token_grid(list(data["grid"]), network.refiner.stride)
+    token_grid(wanted, network.refiner.stride)
     for name in ("field_of_view_mm", "hu_window", "intensity"):
-        if data[name] != theirs[name]:
-            raise ValueError(f"{backbone_ckpt} was trained with {name} {theirs[name]}, this run has {data[name]}")
+        if ours[name] != theirs[name]:
+            raise ValueError(f"{backbone_ckpt} was trained with {name} {theirs[name]}, this run has {ours[name]}")
     load_strictly(network.backbone, load_tensors(backbone_ckpt), backbone_ckpt)
     network.backbone.requires_grad_(not freeze_backbone)
     return network

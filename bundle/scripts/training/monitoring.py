@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any, Sequence, Sized, Union
+from typing import Any, Callable, Sequence, Sized, Union
 
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Average
+from monai.handlers import TensorBoardStatsHandler
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ..files import write_text
@@ -70,6 +73,42 @@ class TrainingProgress:
             self.bar.close()
         else:
             print(f"trained to epoch {engine.state.epoch} already; raise max_epochs to train on")
+
+
+class TensorBoardLog(TensorBoardStatsHandler):
+    """The loss and its terms at each step and the validation metrics at the step of their epoch, for TensorBoard.
+
+    A continued run hides what a broken one has logged after its last checkpoint, so that no step is there twice.
+
+    Args:
+        log_dir: folder.
+        evaluator: whose metrics it writes.
+        output_transform: an output of the trainer -> its loss and terms.
+    """
+
+    def __init__(self, log_dir: str, evaluator: Engine, output_transform: Callable[[Any], dict[str, float]]) -> None:
+        super().__init__(log_dir=log_dir, output_transform=output_transform, epoch_event_writer=self.write_validation)
+        self.evaluator, self.started, self.validated = evaluator, False, 0
+
+    def attach(self, engine: Engine) -> None:
+        super().attach(engine)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.hide_later_steps)
+        engine.add_event_handler(
+            Events.COMPLETED, self.epoch_completed
+        )  # the last validation comes after the last epoch
+
+    def hide_later_steps(self, engine: Engine) -> None:
+        """Only now a continued run knows its step; TensorBoard drops what lies after it in older files."""
+        if not self.started:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.file_writer.add_event(Event(step=engine.state.iteration + 1, session_log=start))
+            self.started = True
+
+    def write_validation(self, engine: Engine, writer: SummaryWriter) -> None:
+        if self.validated < self.evaluator.state.epoch == engine.state.epoch:
+            self.validated = engine.state.epoch
+            for name, value in self.evaluator.state.metrics.items():
+                writer.add_scalar(name, value, engine.state.iteration)
 
 
 class LossCSV:

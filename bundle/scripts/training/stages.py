@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Collection, Optional, Union
+from typing import Any, Collection, Optional, Union
 
 from torch import nn
 
@@ -31,11 +31,21 @@ def require_process(ckpt_path: Union[str, Path], settings: dict, process: Option
             raise ValueError(f"{ckpt_path} was trained with {what} {theirs.get(name)}, this run has {value}")
 
 
-def _facts(data: dict) -> dict:
+def volumes_of(data: dict) -> dict[str, Any]:
+    """What the network sees, from a weights' JSON or of a run, so that equal sizes are equal: one number or three."""
+    return {
+        "grid": [int(side) for side in three(data["grid"])],
+        "field_of_view_mm": [float(size) for size in three(data["field_of_view_mm"])],
+        "hu_window": [float(bound) for bound in data["hu_window"]],
+        "intensity": data.get("intensity", HU),
+    }
+
+
+def _facts(data: dict) -> dict[str, Any]:
     """What volumes of two stages must have in common; a stage may have another grid at the same size of a voxel."""
-    size = three(data["field_of_view_mm"])
-    voxel = [round(length / side, 4) for length, side in zip(size, data["grid"])]
-    return {"hu_window": list(data["hu_window"]), "intensity": data.get("intensity", HU), "voxels (mm)": voxel}
+    facts = volumes_of(data)
+    sides, size = facts.pop("grid"), facts.pop("field_of_view_mm")
+    return {**facts, "voxels (mm)": [round(length / side, 4) for length, side in zip(size, sides)]}
 
 
 def _differences(settings: dict, data: Optional[dict]) -> list[str]:
