@@ -164,10 +164,13 @@ def test_copies_of_slices_are_left_out(tmp_path):
 
 
 def test_two_different_slices_at_one_place_are_refused(tmp_path):
-    paths = write_series(tmp_path / "one", ct(10, 6, 8)) + write_series(tmp_path / "two", ct(10, 6, 8, seed=1))
+    paths = write_series(tmp_path, ct(10, 6, 8)) + write_series(tmp_path, ct(10, 6, 8, seed=1), "b")
     for number, path in enumerate(paths):
-        rewrite(path, lambda item: setattr(item, "SOPInstanceUID", uid(number)))
-    assert reason(series_in(paths)) == "10 places hold two different slices"
+        rewrite(path, lambda item: setattr(item, "SeriesInstanceUID", uid("a")))
+        rewrite(path, lambda item: setattr(item, "StudyInstanceUID", uid("a")))
+    assert reason(series_in(paths)) == (
+        "10 places hold two different slices, at -5.0, -2.0, 1.0, 4.0 mm and 6 other places"
+    )
 
 
 def test_missing_slices_are_named(tmp_path):
@@ -183,7 +186,7 @@ def test_varying_spacing_is_named(tmp_path):
 
 
 def test_slices_shifted_sideways_are_refused(tmp_path):
-    positions = [(0.4 * (i % 2), 0, 3 * i) for i in range(10)]
+    positions = [(0.8 * (i % 2), 0, 3 * i) for i in range(10)]
     assert "shifted" in reason(series_in(write_series(tmp_path, ct(10, 4, 4), positions=positions)))
 
 

@@ -20,7 +20,8 @@ RAD_CHEST_SPACING = 0.8  # mm
 
 def read_dicom(series: Series) -> MetaTensor:
     """HU (1, slices, rows, columns); ValueError with the reason, see `read_series`."""
-    return MetaTensor(torch.from_numpy(read_series(series))[None], affine=series.affine)
+    meta = {"warnings": series.warnings} if series.warnings else None
+    return MetaTensor(torch.from_numpy(read_series(series))[None], affine=series.affine, meta=meta)
 
 
 def read_file(path: PathLike) -> MetaTensor:

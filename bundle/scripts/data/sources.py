@@ -6,14 +6,14 @@ import json
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Iterable, Optional, Sequence, Union
 
 from monai.data import MetaTensor
 
 from ..files import PathLike
-from .dicom import MIN_SLICES, BadSeries, LeftOut, Series, Slice, assemble, is_dicom, read_slices
+from .dicom import MIN_SLICES, BadSeries, LeftOut, Refused, Series, Slice, assemble, is_dicom, read_slices
 from .readers import RAD_CHEST_SUFFIX, VOLUME_SUFFIXES, read_dicom, read_file
 
 FILE_SUFFIXES = (*VOLUME_SUFFIXES, RAD_CHEST_SUFFIX)
@@ -22,13 +22,18 @@ Mapper = Callable[[Callable[[str], "Inspected"], Sequence[str]], Iterable["Inspe
 
 @dataclass(frozen=True)
 class Inspected:
-    """What one file is: a volume, CT slices, or `reason`, why it is neither; `left_out` where that is no worry."""
+    """What one file is: a volume, CT slices, or `reason`, why it is neither; `left_out` where that is no worry.
+
+    `patient` and `series` say what a DICOM file with a reason belongs to.
+    """
 
     path: str
     is_volume: bool = False
     slices: tuple[Slice, ...] = ()
     reason: str = ""
     left_out: bool = False
+    patient: str = ""
+    series: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ def inspect_file(path: str) -> Inspected:
         return Inspected(path, slices=tuple(read_slices(file)))
     except LeftOut as error:
         return Inspected(path, reason=str(error), left_out=True)
-    except ValueError as error:
-        return Inspected(path, reason=str(error))
+    except Refused as error:
+        return Inspected(path, reason=str(error), patient=error.patient, series=f"{error.study}/{error.series}")
     except OSError as error:
         return Inspected(path, reason=f"cannot be opened: {error.strerror}")
 
@@ -126,12 +131,15 @@ def _add_place(findings: Findings, place: Path, pattern: Optional[re.Pattern], m
         return match.group(1) if pattern.groups else match.group(0)
 
     slices: list[Slice] = []
+    refused: dict[tuple[str, ...], list[Inspected]] = {}
     for found in mapper(inspect_file, list(sections)):
         relative = os.path.relpath(found.path, root)
         if found.left_out:
             findings.left_out[found.reason] += 1
         elif found.slices:
             slices += found.slices
+        elif found.series:
+            refused.setdefault((found.patient, found.series, found.reason), []).append(found)
         else:
             findings.sources.append(
                 Source(
@@ -144,17 +152,40 @@ def _add_place(findings: Findings, place: Path, pattern: Optional[re.Pattern], m
                     section=sections[found.path],
                 )
             )
-    for result in assemble(slices, min_slices):
-        findings.sources.append(_series_source(result, sections, patient_of))
+    for files in refused.values():
+        findings.sources.append(_refused_source(files, sections, root, patient_of))
+    series = [_series_source(result, sections, patient_of) for result in assemble(slices, min_slices)]
+    counts = Counter(source.key for source in series)
+    for source in series:  # of patients who got the same UIDs
+        key = f"{source.key}/{os.path.relpath(source.files[0], root)}" if counts[source.key] > 1 else source.key
+        findings.sources.append(replace(source, key=key))
+
+
+def _refused_source(
+    found: Sequence[Inspected], sections: dict[str, str], root: Path, patient_of: Callable[[str, str], str]
+) -> Source:
+    """One source for all files of a series that are refused for one reason."""
+    files = sorted(item.path for item in found)
+    relative = os.path.relpath(files[0], root)
+    return Source(
+        key=relative,
+        patient=patient_of(files[0], found[0].patient or relative),
+        path=files[0] if len(files) == 1 else str(Path(files[0]).parent),
+        kind="DICOM series",
+        files=tuple(files),
+        num_slices=len(files),
+        reason=found[0].reason + (f" ({len(files)} files)" if len(files) > 1 else ""),
+        section=sections[files[0]],
+    )
 
 
 def _series_source(
     result: Union[Series, BadSeries], sections: dict[str, str], patient_of: Callable[[str, str], str]
 ) -> Source:
     first = min(result.slices, key=lambda item: (item.path, item.frame))
-    stack = f"{first.acquisition}/{first.shape}/{first.orientation}/{first.instance}/{first.frame}"
+    stack = f"{first.shape}/{first.orientation}/{first.instance}/{first.frame}"
     return Source(
-        key=f"{first.study}/{first.series}/{stack}",
+        key=f"{first.patient}/{first.study}/{first.series}/{stack}",
         patient=patient_of(first.path, first.patient),
         path=str(Path(first.path).parent),
         kind="DICOM series",

@@ -1,0 +1,7 @@
+"""CT from DICOM files in any layout: their headers, the series that they make, and HU."""
+
+from .geometry import MAX_TILT_DEGREES, Series
+from .headers import Refused, Slice, is_dicom, read_slices
+from .kinds import LeftOut
+from .pixels import HIGHEST_HU, read_series
+from .series import MIN_SLICES, BadSeries, assemble
