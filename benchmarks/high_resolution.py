@@ -24,11 +24,17 @@ import matplotlib
 import numpy as np
 import torch
 from parametrization import bundle
-from quality import FIRST_REFERENCE, load_generated, measure, phantoms, print_table
+from quality import FIRST_REFERENCE, HU_WINDOW, load_generated, phantoms, print_table
 from sampling import forward_flop
 from torch import nn
 
-from scripts.metrics import radial_power_spectrum, spectrum_error  # quality.py has made the package known
+from scripts.metrics import (  # quality.py has made the package known
+    hu_histogram,
+    radial_power_spectrum,
+    soft_tissue_grain,
+    spectrum_error,
+    wasserstein_distance,
+)
 from scripts.networks import build_high_resolution, network_from_checkpoint, read_settings
 from scripts.networks.high_resolution import upsample_trilinear
 from scripts.schedulers import build_scheduler
@@ -142,9 +148,14 @@ def fine_error(volumes: np.ndarray, reference: np.ndarray, factor: int) -> float
 
 
 def numbers(volumes: np.ndarray, reference: np.ndarray, factor: int) -> dict[str, float]:
-    of_set = measure(volumes, reference, FIELD_OF_VIEW_MM)
-    fine = {"log10 spectrum error above the low Nyquist": fine_error(volumes, reference, factor)}
-    return {"HU-Wasserstein": of_set["HU-Wasserstein"], **fine, "grain (HU)": of_set["grain (HU)"]}
+    sets = [[torch.from_numpy(volume).float() for volume in one] for one in (volumes, reference)]
+    histograms = [torch.stack([hu_histogram(volume, HU_WINDOW) for volume in one]).sum(0) for one in sets]
+    grain = torch.stack([soft_tissue_grain(volume) for volume in sets[0]]).nanmean()
+    return {
+        "HU-Wasserstein": float(wasserstein_distance(*histograms)),
+        "log10 spectrum error above the low Nyquist": fine_error(volumes, reference, factor),
+        "grain (HU)": float(grain),
+    }
 
 
 def figure(volumes: dict[str, np.ndarray], low_grid: int, path: Path) -> None:

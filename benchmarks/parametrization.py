@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from quality import load_generated, measure, phantoms, print_table
+from quality import Scale, load_generated, print_table
 
 CONFIGS = Path(__file__).resolve().parents[1] / "bundle" / "configs"
 GRID, FIELD_OF_VIEW_MM = [32, 32, 32], 320.0
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--global_epochs", type=int, default=15)
     parser.add_argument("--num_samples", type=int, default=32)
     args = parser.parse_args()
-    reference = phantoms(64, GRID, FIELD_OF_VIEW_MM)
+    scale = Scale(128, args.num_samples, GRID, FIELD_OF_VIEW_MM)
     rows = {}
     for name in ("none", "skip"):
         folder = args.work_dir / name
@@ -48,9 +48,9 @@ def main() -> None:
         with open(folder / "model_losses.csv") as file:
             validated = [row for row in csv.DictReader(file) if row["val_loss"]][-1]
         losses = {f"validation {term}": float(validated[f"val_{term}"]) for term in ("noise", "signal")}
-        rows[name] = {**losses, **measure(load_generated(folder / "out"), reference, FIELD_OF_VIEW_MM)}
-    floor = measure(phantoms(args.num_samples, GRID, FIELD_OF_VIEW_MM, first=2_001_000), reference, FIELD_OF_VIEW_MM)
-    rows["other phantoms (floor)"] = {"validation noise": float("nan"), "validation signal": float("nan"), **floor}
+        rows[name] = {**losses, **scale.measure(load_generated(folder / "out"))}
+    unknown = {f"validation {term}": float("nan") for term in ("noise", "signal")}
+    rows["other phantoms (floor)"] = {**unknown, **scale.floor}
     print_table(rows)
 
 

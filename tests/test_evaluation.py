@@ -112,6 +112,26 @@ def test_every_number_has_an_interval_and_a_floor(results):
     assert results["properties"]["real"]["MS-SSIM"]["note"].startswith("3 pairs")
 
 
+def test_volumes_that_are_too_alike_are_warned_of(planted, results, tmp_path):
+    """Half of each volume is one and the same chest: every picture may pass, the set does not."""
+    for seed in range(8):
+        write(tmp_path / "alike", f"{seed}.nii.gz", 0.5 * phantom(500) + 0.5 * phantom(1000 + seed))
+    shared = {"cache_dir": planted / "report" / "cache", "metrics": ["HU", "likeness", "excess"]}
+    folders = {"alike": str(tmp_path / "alike"), "other": str(planted / "generated")}
+    found = evaluate(tmp_path / "r", real_dir=planted / "real", generated_dirs=folders, **shared)
+    excess = {name: one["excess likeness"] for name, one in found["distances"].items()}
+    assert excess["alike"]["low"] > 0 > excess["other"]["low"]
+    real, alike = (found["properties"][name]["likeness"]["value"] for name in ("real", "alike"))
+    assert excess["alike"]["value"] == pytest.approx(alike - real)
+    warnings = [text for text in found["warnings"] if "Too little diversity" in text]
+    assert len(warnings) == 1 and "of alike are" in warnings[0]
+    assert not any("Too little diversity" in text for text in results["warnings"])
+    page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    headings = [page.index(f"<h2>{title}") for title in ("Fidelity and diversity", "Distance to the real volumes")]
+    assert page.index("Too little diversity") < headings[0] < headings[1]
+    assert page.count('<td class="bad">') == 1
+
+
 def test_a_set_against_itself_is_at_no_distance(planted, tmp_path):
     shutil.copytree(planted / "real", tmp_path / "copy")
     shared = {"cache_dir": planted / "report" / "cache", "metrics": ["FID", "MMD", "HU", "log10", "coverage"]}

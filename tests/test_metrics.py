@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from scripts.data import LABELS, chest_phantom
 from scripts.metrics import (
@@ -18,6 +19,7 @@ from scripts.metrics import (
     frechet_distance,
     gradient_profile,
     hu_histogram,
+    likeness,
     median_bandwidth,
     ms_ssim_metric,
     ms_ssim_settings,
@@ -30,6 +32,7 @@ from scripts.metrics import (
     seam_ratio,
     soft_tissue_grain,
     spectrum_error,
+    spread,
     squared_mmd,
     wasserstein_distance,
 )
@@ -242,7 +245,7 @@ def test_seams_are_found_at_their_stride_alone():
 def test_anatomy_sizes_agree_with_the_label_map(seed):
     volume, labels = chest_phantom(seed, (64, 64, 64), return_labels=True)
     lung_l = np.isin(labels, [LABELS["lung"], LABELS["airway"]]).sum() * 0.125 / 1000
-    lung, density, width, depth = anatomy_sizes(volume, [5.0] * 3)
+    lung, density, width, depth, *_ = anatomy_sizes(volume, [5.0] * 3)
     assert lung == pytest.approx(lung_l, rel=0.07)
     assert density == pytest.approx(volume[labels == LABELS["lung"]].mean(), abs=40)
     body = (labels != LABELS["air"]) & (labels != LABELS["table"])
@@ -250,7 +253,66 @@ def test_anatomy_sizes_agree_with_the_label_map(seed):
         shadow = body.any(1 - axis)
         true_cm = np.median([np.ptp(np.flatnonzero(line)) + 1 for line in shadow.T if line.any()]) * 0.5
         assert found == pytest.approx(true_cm, abs=1.0)
-    assert np.isnan(anatomy_sizes(np.full((16, 16, 16), -1000.0), [20.0] * 3)[1:]).all()
+    empty = anatomy_sizes(np.full((16, 16, 16), -1000.0), [20.0] * 3)
+    assert np.isnan(empty[1:-1]).all() and empty[-1] == 0  # pieces of bone are counted
+
+
+def test_the_mediastinum_tells_contrast_medium():
+    """Against the heart and great vessels of the label map; the spine between the lungs adds to it a little."""
+    blood, found = [], []
+    for seed in range(8):
+        volume, labels = chest_phantom(seed, (64, 64, 64), return_labels=True)
+        blood.append(np.median(volume[np.isin(labels, [LABELS["heart"], LABELS["great_vessel"]])]))
+        found.append(anatomy_sizes(volume, [5.0] * 3)[4])
+    assert np.ptp(blood) > 100 and np.corrcoef(blood, found)[0, 1] > 0.97
+    assert found == pytest.approx(blood, abs=50)
+
+
+def test_vessels_in_the_lung_are_found_and_nothing_else():
+    volume, labels = chest_phantom(5, (64, 64, 64), return_labels=True)
+    share = anatomy_sizes(volume, [5.0] * 3)[5]
+    lung, vessels = labels == LABELS["lung"], np.isin(labels, [LABELS["vessel"], LABELS["nodule"], LABELS["airway"]])
+    around = ndimage.binary_dilation(vessels, np.ones((3, 3, 3))) & (vessels | lung)  # voxels that they fill in part
+    without = np.where(around, volume[lung].mean(), volume)
+    assert 2 < share < 8
+    assert anatomy_sizes(without, [5.0] * 3)[5] < 0.4 * share
+    # a clot in a lung that is a cube of 22 voxels in water, of which 18 are more than 1 cm from its surface
+    cube = np.full((32, 32, 32), 0.0)
+    cube[5:27, 5:27, 5:27] = -850
+    cube[13:15, 13:15, 13:15] = 0
+    inner = (22 - 2 * 2) ** 3
+    assert anatomy_sizes(cube, [5.0] * 3)[5] == pytest.approx(100 * 8 / inner, rel=0.15)
+
+
+def test_bone_pieces_are_counted():
+    volume = np.zeros((16, 16, 16))
+    assert anatomy_sizes(volume, [5.0] * 3)[6] == 0
+    volume[2:5, 2:5, 2:5] = 300
+    volume[5, 5, 5] = 400  # touches the cube with a corner
+    assert anatomy_sizes(volume, [5.0] * 3)[6] == 1
+    volume[10, ::3, 10] = 260  # six specks
+    assert anatomy_sizes(volume, [5.0] * 3)[6] == 7
+
+
+def test_likeness_is_what_volumes_share():
+    draw = torch.randn(41, 4096, generator=torch.Generator().manual_seed(0))
+    one = torch.ones(1, 40, dtype=torch.float64)
+    assert float(likeness(draw[:40], one)) == pytest.approx(0, abs=0.005)
+    assert float(likeness(draw[:1].expand(40, -1), one)) == pytest.approx(1)
+    shared = 2 * draw[40] + draw[:40]  # 4 parts of variance in common, one of its own
+    assert float(likeness(shared, one)) == pytest.approx(4 / 5, abs=0.01)
+    assert float(likeness(50 * shared - 900, one)) == pytest.approx(float(likeness(shared, one)), abs=1e-5)
+
+
+def test_likeness_and_spread_under_weights_are_those_of_the_drawn_volumes():
+    volumes = torch.randn(5, 64, generator=torch.Generator().manual_seed(1)) + torch.arange(64)[None] / 16
+    weights = torch.tensor([[1.0, 2, 0, 1, 0]], dtype=torch.float64)
+    drawn = volumes[[0, 1, 1, 3]]
+    correlations = torch.corrcoef(drawn)
+    pairs = [(i, j) for i in range(4) for j in range(4) if i != j and {i, j} != {1, 2}]  # 1 and 2 are one volume
+    assert float(likeness(volumes, weights)) == pytest.approx(float(np.mean([correlations[i, j] for i, j in pairs])))
+    values = torch.tensor([1.0, 5.0, 100.0, 2.0, math.nan])
+    assert float(spread(values, weights)) == pytest.approx(np.std([1, 5, 5, 2], ddof=1))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import DDIMScheduler
 from torch.utils._pytree import tree_iter
 
-from scripts.schedulers import PROCESSES, SOLVERS, SPACINGS, CosineSineScheduler, FlowMatchingScheduler
+from scripts.schedulers import PROCESSES, SOLVERS, SPACINGS, CosineSineScheduler
 
 BOTH = list(PROCESSES.values())
 CALLS = {"heun": 2, "rk4": 4}
@@ -16,7 +16,8 @@ CALLS = {"heun": 2, "rk4": 4}
 
 def exact_prediction(scheduler, x, t, std, mean=0.0):
     """What a perfect network says for data N(mean, std^2), in the output channels of the process."""
-    alpha, sigma = (float(w) for w in scheduler.weights(torch.tensor(scheduler.position(float(t))).double())[:2])
+    u = torch.tensor(scheduler.position(float(t)), dtype=torch.float64)
+    alpha, sigma = (float(w) for w in scheduler.weights(u)[:2])
     part = (x - alpha * mean) / (alpha**2 * std**2 + sigma**2 * scheduler.noise_std**2)
     noise, signal = sigma * scheduler.noise_std**2 * part, mean + alpha * std**2 * part
     return signal - noise if scheduler.name == "flow_matching" else torch.cat([noise, signal], dim=1)
@@ -85,13 +86,14 @@ def test_every_solver_ends_at_the_data(process, solver, noise_std, monkeypatch):
 
 
 @pytest.mark.parametrize("process", BOTH)
+@pytest.mark.parametrize(("spacing", "std", "steps"), [("quadratic", 0.5, 20), ("two_sided", 0.2, 80)])
 @pytest.mark.parametrize(
     ("solver", "order"), [("euler", 1), ("ddim", 1), ("adams_bashforth", 2), ("multistep", 2), ("heun", 2), ("rk4", 4)]
 )
-def test_order_of_convergence(process, solver, order, monkeypatch):
-    """Twice the steps, 2^order times less error."""
-    cold = {"predictor_ratio": 1, "spacing": "quadratic"}
-    errors = [abs(of_steps(process, solver, n, 0.5, monkeypatch, **cold) - 0.5) for n in (20, 40)]
+def test_order_of_convergence(process, spacing, std, steps, solver, order, monkeypatch):
+    """Twice the steps, 2^order times less error, where steps are enough for errors of one sign."""
+    cold = {"predictor_ratio": 1, "spacing": spacing}
+    errors = [abs(of_steps(process, solver, n, std, monkeypatch, **cold) - std) for n in (steps, 2 * steps)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
 
 
@@ -264,15 +266,37 @@ def test_steps_are_network_calls(solver, per_step, one_line):
     one_line(raised, "multiple of", per_step, solver)
 
 
+HALF_WAY = {"uniform": 0.5, "quadratic": 0.25, "two_sided": 1 - 0.75**1.5}  # where half of the steps are left
+
+
 @pytest.mark.parametrize("process", BOTH)
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_steps_go_from_noise_to_data(process, spacing):
+@pytest.mark.parametrize("steps", [1, 10, 1000])
+def test_steps_go_from_noise_to_data(process, spacing, steps):
     scheduler = process(spacing=spacing)
-    scheduler.set_timesteps(10)
+    scheduler.set_timesteps(steps)
     positions = [scheduler.position(float(t)) for t in scheduler.timesteps]
-    assert positions == pytest.approx([(1 - i / 10) ** (2 if spacing == "quadratic" else 1) for i in range(10)])
-    first = 0 if process is FlowMatchingScheduler else 1000
-    assert float(scheduler.timesteps[0]) == first
+    assert positions[0] == 1 and positions[-1] > 0
+    assert all(a > b for a, b in zip(positions, positions[1:]))
+    if steps > 1:
+        assert positions[steps // 2] == pytest.approx(HALF_WAY[spacing])
+    lengths = [a - b for a, b in zip(positions, [*positions[1:], 0.0])]
+    assert sum(lengths) == pytest.approx(1)
+    if steps == 1000:
+        shorter_at = {"noise": lengths[0] < 0.8e-3, "data": lengths[-1] < 0.8e-3}
+        assert shorter_at == {"noise": spacing == "two_sided", "data": spacing != "uniform"}
+
+
+def test_two_sided_steps_keep_what_is_large_and_what_is_fine(monkeypatch):
+    """Components of a volume with deviations from 45 (the whole anatomy) to 0.1 (fine detail), the default's 20 calls."""
+    lost = {
+        spacing: [
+            abs(math.log(of_steps(CosineSineScheduler, "multistep", 20, std, monkeypatch, spacing=spacing) / std))
+            for std in (45, 20, 5, 1, 0.1)
+        ]
+        for spacing in SPACINGS
+    }
+    assert max(lost["two_sided"]) < 0.2 < 0.4 < min(max(lost["uniform"]), max(lost["quadratic"]))
 
 
 @pytest.mark.parametrize("process", BOTH)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, Optional, Sequence
 
 import torch
+import torch.nn.functional as F
 from monai.data import Dataset
 from torch import Tensor
 from tqdm import tqdm
@@ -21,14 +22,16 @@ from ..metrics import (
     random_pairs,
 )
 from ..metrics.features import NUM_FEATURES
+from .page import number
 from .records import Records
-from .set_metrics import SetMetric, comparison_metrics, property_metrics
+from .set_metrics import EXCESS_LIKENESS, LIKENESS, SetMetric, comparison_metrics, property_metrics
 
 MS_SSIM = "MS-SSIM"
 MEMORISATION = "memorisation"
 NUM_FLOOR_SPLITS = 5
 FEW_VOLUMES = 50
 MIN_CHEST_MM = 200.0
+SEARCH_SIDE = 16  # voxels per axis of the volumes that memorised ones are searched with
 
 
 def choose_metrics(
@@ -142,7 +145,7 @@ class Comparison:
         if len(training["features"]) < 3:
             return {"note": f"needs 3 training volumes, there are {len(training['features'])}"}
         spaces = {
-            "voxels": [x.flatten(1) for x in (generated["coarse"], training["coarse"], training["coarse"].flip(1))],
+            "voxels": [_searched(x) for x in (generated["coarse"], training["coarse"], training["coarse"].flip(1))],
             "features": [generated["features"], training["features"], training["features"]],
         }
         try:
@@ -181,7 +184,13 @@ class Comparison:
         return bootstrap_weights(count, self.num_bootstrap, self.seed + offset).to(self.device)
 
     def _on_device(self, records: Records) -> Records:
-        return {name: value.to(self.device) for name, value in records.items() if name != "coarse"}
+        return {name: value.to(self.device) for name, value in records.items()}
+
+
+def _searched(coarse: Tensor) -> Tensor:
+    """What memorised volumes are searched with, (N, 16^3), from coarse volumes (N, X, Y, Z)."""
+    x, y, z = (min(SEARCH_SIDE, side) for side in coarse.shape[1:])
+    return F.adaptive_avg_pool3d(coarse, (x, y, z)).flatten(1)
 
 
 def warnings_of(
@@ -214,3 +223,24 @@ def warnings_of(
             "headers right?"
         )
     return warnings
+
+
+def likeness_warnings(distances: dict[str, Any], properties: dict[str, Any]) -> list[str]:
+    """One sentence for each generator whose volumes resemble one another more than the real ones, by more than chance."""
+    too_alike = [name for name, found in distances.items() if is_beyond_chance(found.get(EXCESS_LIKENESS))]
+    return [
+        f"Too little diversity: the volumes of {name} are more alike than the real ones, beyond the interval (excess "
+        f"likeness {number(distances[name][EXCESS_LIKENESS])}"
+        + (
+            f"; likeness {number(properties[name][LIKENESS])} against {number(properties['real'][LIKENESS])}). "
+            if LIKENESS in properties[name]
+            else "). "
+        )
+        + "Few large sampling steps where noise is strong do that, strong guidance too: see docs/sampling.md."
+        for name in too_alike
+    ]
+
+
+def is_beyond_chance(excess: Optional[dict[str, Any]]) -> bool:
+    """Whether the whole interval of an excess is above 0; of one that was not computed it is not."""
+    return excess is not None and excess["low"] is not None and excess["low"] > 0

@@ -17,7 +17,7 @@ from ..errors import require_writable
 from ..files import write_text
 from ..inferers.writers import VERSION
 from ..metrics import FeatureExtractor
-from .comparison import MEMORISATION, MS_SSIM, Comparison, warnings_of
+from .comparison import MEMORISATION, MS_SSIM, Comparison, likeness_warnings, warnings_of
 from .page import number
 from .records import Records, RecordStore
 from .report import report_html
@@ -123,6 +123,7 @@ class Evaluation:
                 properties[name][MS_SSIM] = comparison.ms_ssim(
                     self.volumes(name), self.settings["grid"], self.settings["hu_window"], self.num_ms_ssim_pairs
                 )
+        distances = {name: comparison.compare(records[name], records["real"]) for name in self.generated}
         results = {
             "sets": {
                 name: {"num_volumes": counts[name], "sha256": one.sha256, "paper_compat": one.paper_compat}
@@ -134,10 +135,11 @@ class Evaluation:
                 "sha256": self.extractor.sha256,
             },
             "settings": {**self.settings, "num_bootstrap": comparison.num_bootstrap, "seed": comparison.seed},
-            "warnings": warnings_of(
-                comparison.metrics, records, self.extractor.is_random, self.settings["field_of_view_mm"]
-            ),
-            "distances": {name: comparison.compare(records[name], records["real"]) for name in self.generated},
+            "warnings": [
+                *likeness_warnings(distances, properties),
+                *warnings_of(comparison.metrics, records, self.extractor.is_random, self.settings["field_of_view_mm"]),
+            ],
+            "distances": distances,
             "floor": {"num_volumes": counts["real"] // 2, "distances": comparison.floor(records["real"])},
             "properties": properties,
             "meaning": _meanings(comparison.metrics),

@@ -20,6 +20,7 @@ table { border-collapse: collapse; margin: .8rem 0; width: 100%; font-variant-nu
 th, td { text-align: left; padding: .32rem .7rem .32rem 0; vertical-align: top; border-bottom: 1px solid #e4e4e4; }
 thead th { border-bottom: 1.5px solid #777; } tbody th { font-weight: 500; }
 thead th:first-child { width: 36%; } td { white-space: nowrap; } td small { white-space: normal; }
+.wide { overflow-x: auto; } .overview thead th:first-child { width: auto; }
 tr.group th { padding-top: .9rem; font-weight: 650; border-bottom: 1px solid #aaa; }
 .notes { border-left: 4px solid #E69F00; background: #fff8e8; padding: .5rem .9rem; margin: 1rem 0; }
 .notes p { margin: .25rem 0; max-width: none; }

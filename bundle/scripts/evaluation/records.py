@@ -26,8 +26,8 @@ from ..metrics import (
 from .volume_sets import VolumeSet
 
 Records = dict[str, Tensor]  # of a set: each entry stacked, (N, ...)
-RECORD_VERSION = 1  # another one where a record's content changes, so that old files are not read
-COARSE_SIDE = 16  # voxels per axis of the volume that memorised ones are searched with
+RECORD_VERSION = 2  # another one where a record's content changes, so that old files are not read
+COARSE_SIDE = 32  # voxels per axis of the volume that is compared with others
 
 
 class KeepSized(MapTransform):

@@ -10,13 +10,20 @@ from monai.data import Dataset
 
 from ..data.pictures import BONE_WINDOW, LUNG_WINDOW, MEDIASTINAL_WINDOW, preview_picture
 from ..metrics import ANATOMY_NAMES, HU_BANDS, ORGAN_NAMES
+from .comparison import is_beyond_chance
 from .figures import dot_plot, legend, line_plot
 from .page import STYLE, as_array, data_uri, formatted, minus
 from .records import Records
 from .report_memorisation import memorisation_section
+from .set_metrics import EXCESS_LIKENESS, LIKENESS
 from .volume_sets import VolumeSet
 
 WINDOWS = {"lung": LUNG_WINDOW, "mediastinal": MEDIASTINAL_WINDOW, "bone": BONE_WINDOW}
+BAD = ' class="bad"'
+OVERVIEW = {
+    "Fidelity": ("FID", "HU-Wasserstein (HU)", "log10 spectrum error"),
+    "Diversity": (LIKENESS, EXCESS_LIKENESS, "recall", "coverage"),
+}
 
 
 def report_html(
@@ -39,6 +46,7 @@ def report_html(
     size_mm = results["settings"]["field_of_view_mm"]
     parts = [
         _head(results),
+        _overview(results),
         _distances(results),
         _properties(results, shown),
         _plots(results, {name: records[name] for name in shown}),
@@ -69,6 +77,29 @@ def _grid(results: Mapping[str, Any]) -> str:
     grid, size = results["settings"]["grid"], results["settings"]["field_of_view_mm"]
     spacing = " × ".join(f"{side / n:.3g}" for side, n in zip(size, grid))
     return f"{' × '.join(map(str, grid))} voxels of {spacing} mm"
+
+
+def _overview(results: Mapping[str, Any]) -> str:
+    """What counts most, a line per generator: fidelity beside diversity, as either is easily had without the other."""
+    columns = {title: [n for n in names if n in results["meaning"]] for title, names in OVERVIEW.items()}
+    listed = [name for names in columns.values() for name in names]
+    if not listed:
+        return ""
+    lines = {name: {**results["properties"][name], **found} for name, found in results["distances"].items()}
+    lines["real volumes, halves of them"] = {**results["properties"]["real"], **results["floor"]["distances"]}
+    rows = ""
+    for name, line in lines.items():
+        alike = name in results["distances"] and is_beyond_chance(line.get(EXCESS_LIKENESS))
+        cells = [f'<td{BAD if alike and n == EXCESS_LIKENESS else ""}>{_cell(line[n])}</td>' for n in listed]
+        rows += f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>"
+    titles = "".join(f'<th colspan="{len(names)}">{title}</th>' for title, names in columns.items() if names)
+    heads = "".join(f"<th>{escape(name)}</th>" for name in listed)
+    return (
+        "<h2>Fidelity and diversity</h2><p>Volumes can look real one by one and still all be the same chest. Likeness is "
+        "the mean correlation between two coarse volumes of a set; its excess over that of the real volumes is 0 where "
+        f'generated volumes differ as real ones do.</p><div class="wide"><table class="overview"><thead><tr><th></th>{titles}'
+        f"</tr><tr><th></th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _distances(results: Mapping[str, Any]) -> str:

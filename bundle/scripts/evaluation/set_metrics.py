@@ -11,13 +11,16 @@ from ..metrics import (
     ANATOMY_NAMES,
     HU_BANDS,
     ORGAN_NAMES,
+    SIZE_NAMES,
     cubic_kernel,
     fid,
+    likeness,
     median_bandwidth,
     neighbour_scores,
     rbf_kernel,
     seam_ratio,
     spectrum_error,
+    spread,
     squared_mmd,
     wasserstein_distance,
 )
@@ -25,6 +28,7 @@ from .records import Records
 
 MAX_FID_BOOTSTRAP = 100  # each is a singular value decomposition of N x M
 NUM_NEIGHBOURS = 5
+LIKENESS, EXCESS_LIKENESS = "likeness", "excess likeness"
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,18 @@ def _seams(grid: Sequence[int], stride: int) -> Callable[..., Tensor]:
     return lambda a, u: seam_ratio(_mean(a["profile"], u), grid, stride)
 
 
+def _likeness(a: Records, u: Tensor) -> Tensor:
+    return likeness(a["coarse"], u)
+
+
+def _excess_likeness(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
+    return _likeness(a, u) - _likeness(b, v)
+
+
+def _spread(index: int) -> Callable[..., Tensor]:
+    return lambda a, u: spread(a["anatomy"][:, index], u)
+
+
 def _grain(a: Records, u: Tensor) -> Tensor:
     return _mean(a["grain"], u)
 
@@ -134,6 +150,7 @@ def comparison_metrics(hu_window: Sequence[float]) -> list[SetMetric]:
         _of_features("MMD", _mmd, "RBF kernel, biased and rooted, as in the paper's tables", 3),
         _of_features("MMD²", _unbiased_mmd, "RBF kernel, unbiased: around 0 where equal", 3),
         _of_features("KID", _kid, "cubic kernel, unbiased: around 0 where equal", 2),
+        SetMetric(EXCESS_LIKENESS, _excess_likeness, "likeness less that of the real volumes", "lower", "diversity", 2),
         _neighbour_metric("precision", "share of volumes that lie among the real ones"),
         _neighbour_metric("recall", "share of real volumes that lie among these"),
         _neighbour_metric("density", f"real balls that hold a volume, over {NUM_NEIGHBOURS}"),
@@ -160,6 +177,20 @@ def property_metrics(
 ) -> list[SetMetric]:
     """Numbers of one set, to be read beside those of the real volumes, in the order of the report."""
     metrics = [
+        SetMetric(
+            LIKENESS,
+            _likeness,
+            "mean correlation between coarse volumes: higher is too little diversity",
+            "real",
+            "diversity",
+            2,
+        )
+    ]
+    metrics += [
+        SetMetric(f"spread of {name}", _spread(index), "standard deviation over volumes", "real", "diversity", 2)
+        for index, name in enumerate(SIZE_NAMES)
+    ]
+    metrics += [
         SetMetric("grain (HU)", _grain, "median that a 3x3x3 mean takes out of soft tissue", "real", "appearance")
     ]
     metrics += [

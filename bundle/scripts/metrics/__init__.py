@@ -1,6 +1,6 @@
 """Metrics of generated CT: of one volume, between sets of volumes, and the networks they need."""
 
-from .anatomy import ANATOMY_NAMES, anatomy_sizes
+from .anatomy import ANATOMY_NAMES, SIZE_NAMES, anatomy_sizes
 from .appearance import (
     HU_BANDS,
     gradient_profile,
@@ -12,6 +12,7 @@ from .appearance import (
     wasserstein_distance,
 )
 from .distribution import Moments, cubic_kernel, fid, frechet_distance, median_bandwidth, rbf_kernel, squared_mmd
+from .diversity import likeness, spread
 from .features import FeatureExtractor
 from .neighbours import NearestVolumes, nearest_training_volumes, neighbour_scores
 from .organs import ORGAN_NAMES, OrganSegmenter

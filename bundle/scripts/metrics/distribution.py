@@ -148,8 +148,8 @@ def squared_mmd(
     bootstrap draws it twice, which would otherwise count as perfect agreement.
     """
     weights_a, weights_b = (_weights(w, x) for w, x in ((weights_a, a), (weights_b, b)))
-    within = [_weighted_mean(x, x, kernel, w, w, unbiased) for x, w in ((a, weights_a), (b, weights_b))]
-    return within[0] + within[1] - 2 * _weighted_mean(a, b, kernel, weights_a, weights_b, False)
+    within = [weighted_pair_mean(x, x, kernel, w, w, unbiased) for x, w in ((a, weights_a), (b, weights_b))]
+    return within[0] + within[1] - 2 * weighted_pair_mean(a, b, kernel, weights_a, weights_b, False)
 
 
 def _weights(weights: Optional[Tensor], x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def _weights(weights: Optional[Tensor], x: Tensor) -> Tensor:
     )
 
 
-def _weighted_mean(
+def weighted_pair_mean(
     a: Tensor, b: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], u: Tensor, v: Tensor, without_diagonal: bool
 ) -> Tensor:
     """Sum of u_i v_j k(a_i, b_j) over the sum of u_i v_j, for each row of u (B, N) and v (B, M); block by block."""

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from .process import DiffusionProcess
     from .solvers import Solver
 
-# Position u of a step's start from the share of the steps that are left. Quadratic steps get shorter where fine detail
-# is decided (docs/sampling.md).
-SPACINGS: dict[str, Callable[[float], float]] = {"uniform": lambda share: share, "quadratic": lambda share: share**2}
+# Position u of a step's start from the share of the steps that are left, 1 at noise and 0 at data. Quadratic steps get
+# shorter where fine detail is decided, two-sided ones also where the largest structures are (docs/sampling.md).
+SPACINGS: dict[str, Callable[[float], float]] = {
+    "uniform": lambda share: share,
+    "quadratic": lambda share: share**2,
+    "two_sided": lambda share: 1 - (1 - share**2) ** 1.5,
+}
 
 # p of the solvers that are made to inject noise: the paper's best, and what was best in docs/sampling.md
 OWN_RATIOS = {"predictor_corrector": 2.0, "multistep": 3.0}
