@@ -43,6 +43,14 @@ STACKS = (
     ("evaluate", "wscore"),
     ("evaluate", "wscore", "sampling_sweep"),
 )
+NEEDED = {
+    "ckpt_path",
+    "output_path",
+    "official_ckpt",
+    "source_dir",
+    "dataset_dir",
+    "residual_ckpt",
+}  # null, to be given
 STRUCTURE = {"loss_terms", "initialize", "imports", "dataset_dir"}  # inference's dataset_dir is MONAI's
 
 
@@ -79,6 +87,7 @@ def test_defaults_are_allowed_and_have_an_effect(stack):
     parser = merged(stack)
     described = described_settings(parser.config)
     plain = {name: one for name, one in described.items() if is_literal(parser[name])}
+    plain = {name: one for name, one in plain.items() if parser[name] is not None or name not in NEEDED}
     before = {name: parser[name] for name in plain}
     convert_settings(parser, plain)
     assert {name: parser[name] for name in plain} == before | {"size": [256] * 3} if "size" in plain else before
@@ -161,7 +170,12 @@ def refusal(stack, monkeypatch, *words, **settings):
         (("train",), {"lr_decay_to": -1}, ["lr_decay_to must be a number at least 0", "got -1"]),
         (("train",), {"betas": 0.9}, ["betas must be two numbers", "0.9"]),
         (("export",), {"dtype": "int8"}, ["dtype must be one of float32, bfloat16, float16", "int8"]),
-        (("preprocess",), {"size": 1.5}, ["size must be one or three whole numbers from 8", "1.5"]),
+        (("export",), {}, ["ckpt_path is needed: give --ckpt_path, the name of a file"]),
+        (
+            ("preprocess",),
+            {"source_dir": "x", "dataset_dir": "y", "size": 1.5},
+            ["size must be one or three whole numbers from 8", "1.5"],
+        ),
         (("wscore",), {"lr": 1.0}, ["wscore.yaml is an overlay of evaluate.yaml"]),
         (("train",), {"init_id": "a.yaml"}, ["a.yaml is no init_id of the config", "several config files"]),
     ],

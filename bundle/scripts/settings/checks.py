@@ -187,7 +187,9 @@ def convert_settings(parser: ConfigParser, described: Mapping[str, Setting]) -> 
     config: dict[str, Any] = parser.config  # type: ignore[assignment]
     values = [name for name in described if not ConfigComponent.is_instantiable(config[name])]  # those check themselves
     references = [name for name in values if _is_reference(config[name])]
-    plain = [name for name in values if name not in references]
+    plain = sorted(
+        set(values) - set(references), key=lambda name: (config[name] is None, name)
+    )  # what lacks comes last
     _put(parser, {name: _convert(name, config[name], described[name].kind) for name in plain})
     used = reached(config)
     for name in [name for name in references if name in used]:
@@ -201,6 +203,8 @@ def _convert(name: str, value: Any, kind: Kind) -> Any:
     try:
         return kind.convert(value)
     except ValidationError:
+        if value is None:
+            raise ValueError(f"{name} is needed: give --{name}, {kind.words}") from None
         given = repr(value) if len(repr(value)) <= 100 else repr(value)[:97] + "..."
         why = " (MONAI makes :: of #)" if isinstance(value, str) and ID_SEP_KEY in value else ""
         raise ValueError(f"{name} must be {kind.words}, got {given}{why}") from None

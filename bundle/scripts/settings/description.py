@@ -184,8 +184,8 @@ _EVALUATE = {
 }
 
 _PREPROCESS = {
-    "source_dir": Setting(maybe(FOLDERS), "folder, list of files (.txt) or datalist (.json), or several of them"),
-    "dataset_dir": Setting(maybe(FOLDER), "the data set, outside source_dir; a broken run continues"),
+    "source_dir": Setting(FOLDERS, "folder, list of files (.txt) or datalist (.json), or several of them"),
+    "dataset_dir": Setting(FOLDER, "the data set, outside source_dir; a broken run continues"),
     "spacing": Setting(maybe(lengths(100)), "of the new voxels; null: 1, or 0.8 for RAD-ChestCT", "mm"),
     "size": Setting(sides(8, 2048), "of the new volumes", "voxels"),
     "center": Setting(choice("lungs", "body", "volume"), "the middle of the crop"),
@@ -206,7 +206,7 @@ _PREPROCESS = {
 SETTINGS: dict[str, dict[str, Setting]] = {
     "train": _TRAIN,
     "train_global": {"local_ckpt": Setting(FILE, "stage 1's weights")},
-    "train_new_local": {"residual_ckpt": Setting(maybe(FILE), "weights of both stages, whose transformer stays")},
+    "train_new_local": {"residual_ckpt": Setting(FILE, "weights of both stages, whose transformer stays")},
     "train_high_resolution": {
         "backbone_ckpt": Setting(FILE, "weights of the lower grid that are refined"),
         "freeze_backbone": Setting(SWITCH, "trains the refiner alone"),
@@ -225,8 +225,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     },
     "inference": _SAMPLE,
     "export": {
-        "ckpt_path": Setting(maybe(FILE), "weights (.pt) of a training run"),
-        "output_path": Setting(maybe(FILE), "the copy (.pt)"),
+        "ckpt_path": Setting(FILE, "weights (.pt) of a training run"),
+        "output_path": Setting(FILE, "the copy (.pt)"),
         "dtype": Setting(choice("float32", "bfloat16", "float16"), "of the copy"),
         "time_dtype": Setting(
             maybe(choice("float32", "bfloat16", "float16", "float8_e4m3fn")), "of the matrices that see the time alone"
@@ -234,8 +234,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         **_GUIDANCE,
     },
     "import_official": {
-        "official_ckpt": Setting(maybe(FILE), "weights of the authors' code"),
-        "ckpt_path": Setting(maybe(FILE), "the new weights (.pt)"),
+        "official_ckpt": Setting(FILE, "weights of the authors' code"),
+        "ckpt_path": Setting(FILE, "the new weights (.pt)"),
         "grid": Setting(_GRID, "what the weights were trained for, along x, y, z", "voxels"),
         "factor": Setting(whole(2, 16), "of high-resolution weights: their grid over that of their base"),
         "field_of_view_mm": Setting(_FIELD_OF_VIEW, "what the weights were trained for", "mm"),
