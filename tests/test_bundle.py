@@ -38,8 +38,8 @@ def test_stage_2_refuses_a_stage_1_that_does_not_fit(trained):
 
 def test_stage_2_does_not_continue_on_another_stage_1(trained, tmp_path):
     shutil.copytree(trained / "ckpt", tmp_path / "ckpt")
-    for name in ("local_checkpoint_epoch=11.pt", "local_checkpoint_epoch=12.pt", "local.pt", "local.json"):
-        (tmp_path / "ckpt" / name).unlink()
+    for path in (tmp_path / "ckpt").glob("local*"):
+        path.unlink()
     train(1, tmp_path, max_epochs=1, seed=1)
     with assert_refused("another stage 1"):
         train(2, tmp_path, max_epochs=8)
@@ -286,7 +286,7 @@ def test_the_csv_has_each_epoch_once_and_the_last_validation(tmp_path):
         ("2", True),
         ("3", True),
     ]
-    train(1, tmp_path, max_epochs=4, checkpoint_interval=2, val_interval=2)  # from epoch 2
+    train(1, tmp_path, max_epochs=4, checkpoint_interval=2, val_interval=2)
     assert [row["epoch"] for row in losses(tmp_path)] == ["1", "2", "3", "4"]
 
 

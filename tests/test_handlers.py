@@ -1,6 +1,7 @@
 """Handlers of a training run: guards, learning rate, seeds, and its files."""
 
 import csv
+import io
 import math
 
 import pytest
@@ -11,7 +12,16 @@ from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, RandFlipd
 from test_training import build_stage2
 
-from scripts.training import EMAWarmUp, EpochSeed, GradientGuard, LearningRateSchedule, LossCSV, TrainingCheckpoint
+from scripts.files import release
+from scripts.training import (
+    EMAWarmUp,
+    EpochSeed,
+    GradientGuard,
+    LearningRateSchedule,
+    LossCSV,
+    TrainingCheckpoint,
+    claim_folder,
+)
 
 # handlers
 
@@ -173,10 +183,11 @@ def run_with_checkpoints(folder, network, losses, keep=2):
 
     trainer = Engine(step)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    claim_folder(folder, "local")
+    LossCSV(folder / "local_losses.csv", optimizer, evaluator).attach(trainer)
     TrainingCheckpoint(str(folder), "local", network, average, optimizer, evaluator, {"stage": "local"}, keep).attach(
         trainer
     )
-    LossCSV(folder / "losses.csv", optimizer, evaluator).attach(trainer)
     trainer.run(range(3), max_epochs=len(losses))
     return trainer
 
@@ -203,7 +214,7 @@ def test_a_new_run_continues_the_broken_one(tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "local.pt", weights_only=True)["time.bias"], start + 12)
     names = {path.name for path in tmp_path.glob("*epoch*.pt")}
     assert names == {"local_checkpoint_epoch=3.pt", "local_checkpoint_epoch=4.pt"}
-    with open(tmp_path / "losses.csv", newline="") as file:
+    with open(tmp_path / "local_losses.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(int(row["epoch"]), int(row["step"])) for row in rows] == [(1, 3), (2, 6), (3, 9), (4, 12)]
     assert [float(row["val_loss"]) for row in rows] == [3.0, 1.0, 2.0, 0.5]
@@ -215,6 +226,80 @@ def test_a_continued_run_keeps_better_weights_of_the_one_before(tmp_path):
     best = (tmp_path / "local.pt").read_bytes()
     run_with_checkpoints(tmp_path, build_stage2(depth=0), [3.0, 1.0, 2.0])
     assert (tmp_path / "local.pt").read_bytes() == best
+
+
+def broken(content):
+    """The same file, damaged in several ways."""
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    others = [[1, 2], {}, {**state, "network": [1]}, {**state, "optimizer": {}}, {**state, "best": {"best_loss": "x"}},
+              {**state, "trainer": 3}, {**state, "ema": {"time.bias": "x"}}]  # fmt: skip
+    files = []
+    for other in others:
+        file = io.BytesIO()
+        torch.save(other, file)
+        files.append(file.getvalue())
+    return [b"", content[: len(content) // 2], b"not a checkpoint", *files]
+
+
+@pytest.mark.parametrize("way", range(10))
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_continued(tmp_path, way, capsys):
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    for folder in (whole, damaged):
+        folder.mkdir()
+        torch.manual_seed(0)
+        run_with_checkpoints(folder, build_stage2(depth=0), [3.0, 1.0])
+    newest = damaged / "local_checkpoint_epoch=2.pt"
+    content = broken(newest.read_bytes())[way]
+    newest.write_bytes(content)
+    for folder in (whole, damaged):
+        run_with_checkpoints(folder, build_stage2(depth=0), [3.0, 1.0, 2.0])
+    said = capsys.readouterr().out
+    assert f"{newest} is damaged and set aside" in said and "epoch=1.pt is continued" in said
+    aside = damaged / "local_checkpoint_epoch=2.pt.damaged"
+    assert aside.read_bytes() == content
+    aside.unlink()
+    (whole / newest.name).unlink(), newest.unlink()  # the first run stored that it would end with epoch 2
+    left, expected = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (damaged, whole))
+    assert left == expected and "local_checkpoint_epoch=3.pt" in left
+
+
+def test_without_a_whole_checkpoint_nothing_is_overwritten(tmp_path, one_line):
+    run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0])
+    best, checkpoint = tmp_path / "local.pt", tmp_path / "local_checkpoint_epoch=1.pt"
+    before = best.read_bytes()
+    checkpoint.write_bytes(b"half")
+    with pytest.raises(ValueError) as raised:
+        run_with_checkpoints(tmp_path, build_stage2(depth=0), [0.5])
+    one_line(raised, f"{checkpoint} is damaged", "remove it to start anew")
+    release(tmp_path, "local")
+    checkpoint.unlink()
+    for name in ("local.pt", "local.json", "local_losses.csv"):
+        with pytest.raises(ValueError) as raised:
+            run_with_checkpoints(tmp_path, build_stage2(depth=0), [0.5])
+        one_line(raised, f"{tmp_path / name} is of a training", "choose another ckpt_dir")
+        assert best.read_bytes() == before if best.exists() else name != "local.pt"
+        (tmp_path / name).unlink()
+    run_with_checkpoints(tmp_path, build_stage2(depth=0), [0.5])
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path):
+    claim_folder(tmp_path, "local")
+    (tmp_path / "local.pt").write_bytes(b"of its first epoch")
+    release(tmp_path, "local")  # as when its process dies
+    run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0])
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a,b\n1,2\n", b"epoch,step\nx,3\n", b"epoch\n\0\n"])
+def test_a_damaged_table_of_losses_is_named_at_the_start(tmp_path, content, one_line):
+    run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0])
+    table = tmp_path / "local_losses.csv"
+    table.write_bytes(content)
+    with pytest.raises(ValueError) as raised:
+        run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0, 1.0])
+    one_line(raised, f"{table} is damaged", "move it away")
+    assert table.read_bytes() == content
+    release(tmp_path, "local")
 
 
 def test_checkpoint_of_another_network_is_refused(tmp_path, one_line):

@@ -8,7 +8,7 @@ import socket
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional, Union
+from typing import Iterator, Optional, Union
 
 try:
     import fcntl
@@ -84,15 +84,15 @@ def remove_leftovers(*folders: PathLike) -> None:
                     part.unlink()
 
 
-class _Held(NamedTuple):
-    file: BufferedRandom
-    left_before: bool
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file, so that it is neither read again nor lost; returns its new path."""
+    return path.replace(path.with_name(f"{path.name}.damaged"))
 
 
-_held: dict[Path, _Held] = {}  # by the lock's path
+_held: dict[Path, BufferedRandom] = {}  # locks by their paths
 
 
-def hold(folder: PathLike, setting: str, name: str = "prdit") -> bool:
+def hold(folder: PathLike, setting: str, name: str = "prdit") -> None:
     """Lets no other run write to a folder until `release` or the end of this process, however it comes.
 
     Where the file system has no locks, two runs are not noticed. Children of this process do not hold the folder.
@@ -102,15 +102,13 @@ def hold(folder: PathLike, setting: str, name: str = "prdit") -> bool:
         setting: that names the folder.
         name: runs with different names may share the folder.
 
-    Returns:
-        Whether a run before this one held the folder and never released it: it was killed or failed.
-
     Raises:
         ValueError: in one line, when another run holds it.
     """
     path = _lock_path(folder, name)
-    while path not in _held:
-        left_before = path.exists()
+    if path in _held:
+        return
+    while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666), "r+b")
         if _lock(file) is False:
             with file:
@@ -118,22 +116,21 @@ def hold(folder: PathLike, setting: str, name: str = "prdit") -> bool:
             raise ValueError(
                 f"{setting} {folder} is in use by another run ({holder}); wait for its end, or choose another {setting}"
             )
-        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            file.close()  # its holder released it just now, and removed it
-            continue
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        file.flush()
-        _held[path] = _Held(file, left_before)
-    return _held[path].left_before
+        if os.fstat(file.fileno()).st_nlink:
+            break
+        file.close()  # its holder released it just now, and removed it
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+    file.flush()
+    _held[path] = file
 
 
 def release(folder: PathLike, name: str = "prdit") -> None:
     """Ends `hold` after a run that came to its end."""
-    held = _held.pop(_lock_path(folder, name), None)
-    if held is not None:
-        with held.file:
-            _lock_path(folder, name).unlink(missing_ok=True)
+    path = _lock_path(folder, name)
+    if path in _held:
+        with _held.pop(path):
+            path.unlink(missing_ok=True)
 
 
 def _lock_path(folder: PathLike, name: str) -> Path:
@@ -142,8 +139,8 @@ def _lock_path(folder: PathLike, name: str) -> Path:
 
 def _forget() -> None:
     """In a child of this process: the lock must end with the parent."""
-    for held in _held.values():
-        held.file.close()
+    for file in _held.values():
+        file.close()
     _held.clear()
 
 

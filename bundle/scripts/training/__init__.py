@@ -1,6 +1,6 @@
 """Training of both stages with MONAI's engines."""
 
-from .checkpoints import TrainingCheckpoint
+from .checkpoints import TrainingCheckpoint, claim_folder
 from .handlers import EMAWarmUp, EpochSeed, FrozenAverage, GradientGuard, LearningRateSchedule
 from .high_resolution import (
     HighResolutionPrepareBatch,
@@ -9,7 +9,15 @@ from .high_resolution import (
     high_resolution_network,
 )
 from .losses import PredictionLoss, loss_terms, prediction_errors
-from .monitoring import LossCSV, LossMetric, TensorBoardLog, TrainingProgress, term_metrics, validation_share
+from .monitoring import (
+    LastValidation,
+    LossCSV,
+    LossMetric,
+    TensorBoardLog,
+    TrainingProgress,
+    term_metrics,
+    validation_share,
+)
 from .prepare_batch import (
     LocalWindowPrepareBatch,
     PaddedLocal,

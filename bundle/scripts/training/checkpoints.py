@@ -7,10 +7,12 @@ import math
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint, DiskSaver
+from ignite.handlers import Checkpoint
 
+from ..files import hold, release, remove_leftovers, set_aside, whole_file, write_text
 from ..networks.base import DenoisingNetwork
 from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_tensors, save_weights
 from ..networks.high_resolution import override_settings
@@ -31,11 +33,41 @@ def checkpoints(ckpt_dir: Union[str, Path], prefix: str) -> list[Path]:
     return [found[epoch] for epoch in sorted((epoch for epoch in found if epoch.isdecimal()), key=int)]
 
 
+def claim_folder(ckpt_dir: Union[str, Path], name: str) -> None:
+    """Lets one run at a time train a stage in a folder, and keeps a finished training's files from a new run.
+
+    Args:
+        ckpt_dir: folder that is there.
+        name: 'local' for stage 1, 'model' for stage 2.
+
+    Raises:
+        ValueError: in one line, when another run is there, or files of a run that no checkpoint continues.
+    """
+    hold(ckpt_dir, "ckpt_dir", name)
+    remove_leftovers(ckpt_dir)
+    if checkpoints(ckpt_dir, name):
+        return
+    begun = _begun(ckpt_dir, name)
+    there = [path for end in (".pt", ".json", "_losses.csv") if (path := Path(ckpt_dir) / f"{name}{end}").exists()]
+    if there and not begun.exists():
+        release(ckpt_dir, name)
+        raise ValueError(
+            f"{there[0]} is of a training that no checkpoint beside it continues, and a new one would replace it; "
+            "choose another ckpt_dir, or move it away"
+        )
+    write_text(begun, "")
+
+
+def _begun(ckpt_dir: Union[str, Path], name: str) -> Path:
+    """A mark that the weights here are of a run that was broken before its first checkpoint."""
+    return Path(ckpt_dir) / f".{name}.begun"
+
+
 class TrainingCheckpoint:
     """Keeps what continues a broken run, and the averaged weights that validated best.
 
     Files in `ckpt_dir`: `NAME_checkpoint_epoch=N.pt` (network, average, optimiser, trainer; the last `keep`), and
-    `NAME.pt` with `NAME.json`. A new run starts from the newest checkpoint it finds.
+    `NAME.pt` with `NAME.json`. A new run starts from the newest checkpoint that is whole.
 
     A continued run has the settings that it is given: its optimiser's, and its own number of steps an epoch, which the
     number of volumes and the batch say. It is at the end of the epoch of the checkpoint, so that a learning rate that
@@ -102,25 +134,21 @@ class TrainingCheckpoint:
         before = state.get("computed_in", [])
         self.computed_in = [*(one for one in before if one not in self.computed_in), *self.computed_in]
 
+    def path(self, epoch: int) -> Path:
+        return self.ckpt_dir / f"{self.name}_checkpoint_epoch={epoch}.pt"
+
     def attach(self, engine: Engine) -> None:
         self.objects |= {"trainer": engine, "best": self}
-        found = checkpoints(self.ckpt_dir, self.name)
-        if found:
-            state = self._check(str(found[-1]), engine.state.max_epochs)
+        newest = self._newest()
+        if newest is not None:
+            path, state = newest
+            self._check(path, state, engine.state.max_epochs)
             # not now: Ignite would take a finished run for one to start anew
-            engine.add_event_handler(Events.STARTED, lambda: self.resume(engine, found[-1], state))
-        engine.add_event_handler(Events.COMPLETED, self.validate_last)
+            engine.add_event_handler(Events.STARTED, lambda: self.resume(engine, path, state))
         if self.enabled:
-            saver = DiskSaver(str(self.ckpt_dir), atomic=True, create_dir=False, require_empty=False)
-            self.checkpoint = Checkpoint(
-                self.objects,
-                saver,
-                filename_pattern=f"{self.name}_checkpoint_epoch={{global_step}}.pt",
-                global_step_transform=lambda trainer, _: trainer.state.epoch,
-                n_saved=self.keep,
-            )
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+            engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def resume(self, engine: Engine, path: Path, state: dict[str, Any]) -> None:
         """Puts a checkpoint into all objects, with this run's settings, and empties it."""
@@ -141,17 +169,44 @@ class TrainingCheckpoint:
             print("; ".join(facts))
         state.clear()
 
-    def _check(self, path: str, max_epochs: Optional[int]) -> dict[str, Any]:
-        """The content of a checkpoint; one line when it does not fit, before anything is loaded."""
-        epoch = int(Path(path).stem.rpartition("=")[2])
+    def _newest(self) -> Optional[tuple[Path, dict[str, Any]]]:
+        """The newest checkpoint that is whole, and its content; damaged ones after it are set aside."""
+        damaged: list[Path] = []
+        for path in reversed(checkpoints(self.ckpt_dir, self.name)):
+            state = self._content(path)
+            if state is not None:
+                break
+            damaged.append(path)
+        else:
+            if damaged:
+                raise ValueError(f"{damaged[0]} is damaged, and none before it is whole; remove it to start anew")
+            return None
+        if self.enabled:
+            for one in damaged:
+                print(f"{one} is damaged and set aside as {set_aside(one).name}; {path.name} is continued")
+        idist.barrier()
+        return path, state
+
+    def _content(self, path: Path) -> Optional[dict[str, Any]]:
+        """What is in a checkpoint, or None where it is truncated or holds anything else."""
+        try:
+            state = load_tensors(path)
+            weights = [*state["network"].values(), *state["ema"].values()]
+            steps = [state["trainer"][name] for name in ("epoch_length", "max_epochs", "iteration")]
+            numbers = [*steps, state["best"]["best_loss"]]
+            groups = _trained(state["optimizer"]), state["optimizer"]["state"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+        of_type = ((weights, torch.Tensor), (numbers, (int, float)), (groups, (list, dict)))
+        return state if all(isinstance(value, kind) for values, kind in of_type for value in values) else None
+
+    def _check(self, path: Path, state: dict[str, Any], max_epochs: Optional[int]) -> None:
+        """One line for a checkpoint that does not fit, before anything is loaded."""
+        epoch = int(path.stem.rpartition("=")[2])
         if max_epochs is not None and epoch > max_epochs:
             raise ValueError(f"{path} is past max_epochs {max_epochs}: raise it above {epoch} to train on")
-        state = load_tensors(path)
-        missing = [name for name in self.objects if name not in state]
-        if missing:
-            raise ValueError(f"{path} is no checkpoint of this bundle: it has no {missing[0]}; remove it")
         own = {name: value.shape for name, value in self.objects["network"].state_dict().items()}
-        theirs = {name: value.shape for name, value in state.get("network", {}).items()}
+        theirs = {name: value.shape for name, value in state["network"].items()}
         if own != theirs:
             raise ValueError(f"{path} is of another network; choose another ckpt_dir to start a new run")
         best = state["best"]
@@ -169,20 +224,25 @@ class TrainingCheckpoint:
                         f"{path} was trained with {name} {before[name]}, this run has {value}; choose another ckpt_dir "
                         "to start a new run"
                     )
-        return state
 
     def save(self, engine: Engine) -> None:
         """Saves what continues the run, unless its loss is not finite: good checkpoints are not to be replaced."""
-        if not getattr(engine.state, "bad_steps", 0):
-            self.checkpoint(engine)
-            self.remove_old()
+        if getattr(engine.state, "bad_steps", 0):
+            return
+        state = {name: one.state_dict() for name, one in self.objects.items()}
+        with whole_file(self.path(engine.state.epoch)) as file:
+            torch.save(state, file)
+        _begun(self.ckpt_dir, self.name).unlink(missing_ok=True)
+        for path in checkpoints(self.ckpt_dir, self.name)[: -self.keep]:
+            path.unlink()
 
-    def validate_last(self, engine: Engine) -> None:
-        """Validates the end of a run whose length is no multiple of the validation's interval."""
-        if self.evaluator.state.epoch != engine.state.epoch:
-            self.evaluator.run(engine.state.epoch)
-            if self.enabled:
-                self.save_best(engine)
+    def finish(self, engine: Engine) -> None:
+        """Takes the last validation into account, also in what continues the run when `max_epochs` is raised."""
+        before = self.best_loss
+        self.save_best(engine)
+        if self.best_loss < before or not self.path(engine.state.epoch).exists():
+            self.save(engine)
+        release(self.ckpt_dir, self.name)
 
     def save_best(self, engine: Engine) -> None:
         if self.evaluator.state.epoch != engine.state.epoch:
@@ -194,11 +254,6 @@ class TrainingCheckpoint:
             extra["computed_in"] = self.computed_in
             settings = {name: value for name, value in self.settings.items() if value is not None}
             save_weights(self.ema_network, self.ckpt_dir / f"{self.name}.pt", {**settings, "training": extra})
-
-    def remove_old(self) -> None:
-        """Removes checkpoints of earlier, broken runs, which Ignite does not count."""
-        for path in checkpoints(self.ckpt_dir, self.name)[: -self.keep]:
-            path.unlink()
 
 
 def _trained(optimizer: dict[str, Any]) -> list[int]:

@@ -111,8 +111,31 @@ class TensorBoardLog(TensorBoardStatsHandler):
                 writer.add_scalar(name, value, engine.state.iteration)
 
 
+class LastValidation:
+    """Validates the end of a run whose length is no multiple of the validation's interval.
+
+    It comes before the handlers that write what was validated.
+
+    Args:
+        evaluator: that validates.
+    """
+
+    def __init__(self, evaluator: Engine) -> None:
+        self.evaluator = evaluator
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if self.evaluator.state.epoch != engine.state.epoch:
+            self.evaluator.run(engine.state.epoch)
+
+
 class LossCSV:
     """One line per epoch: step, learning rate, the training loss and its terms (means), the validation metrics.
+
+    It comes before `TrainingCheckpoint`: a run that is killed between both draws its last epoch again, and its line with
+    it. In the other order the line would be missing for ever.
 
     Args:
         path: of the CSV; a continued run appends.
@@ -130,10 +153,10 @@ class LossCSV:
     ) -> None:
         self.path, self.optimizer, self.evaluator, self.predictions = Path(path), optimizer, evaluator, predictions
         self.sums: dict[str, float] = {}
-        self.last: dict[str, Any] = {}
         self.steps = 0
 
     def attach(self, engine: Engine) -> None:
+        self.rows()  # one that cannot be read is found now, and not after an epoch
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
         engine.add_event_handler(Events.COMPLETED, self.complete)
@@ -152,25 +175,36 @@ class LossCSV:
 
     def complete(self, engine: Engine) -> None:
         """Adds the last validation, which comes after the last epoch where `val_interval` does not divide it."""
-        if self.last and self.evaluator.state.epoch == engine.state.epoch:
-            self.put(self.last, engine)
+        row = self.rows().get(engine.state.epoch)
+        if row is not None and self.evaluator.state.epoch == engine.state.epoch:
+            self.put(row, engine)
 
     def put(self, row: dict[str, Any], engine: Engine) -> None:
         """Writes a row in place of those of its epoch and later, which a broken run left behind its last checkpoint."""
         validated = self.evaluator.state.metrics if self.evaluator.state.epoch == engine.state.epoch else {}
         for name in ("loss", *self.predictions):
             row[f"val_{name}"] = f"{validated[f'val_{name}']:.6f}" if f"val_{name}" in validated else ""
-        rows = []
-        if self.path.is_file():
-            with open(self.path, newline="") as file:
-                rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+        rows = [old for epoch, old in self.rows().items() if epoch < engine.state.epoch]
         write_text(self.path, _table([*rows, row]))
-        self.last = row
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """What is in the file, by epoch.
+
+        Raises:
+            ValueError: in one line, when it is not what a run has written.
+        """
+        if not self.path.is_file():
+            return {}
+        try:
+            with open(self.path, newline="", encoding="utf-8") as file:
+                return {int(row["epoch"]): row for row in csv.DictReader(file)}
+        except (ValueError, KeyError, TypeError, csv.Error):
+            raise ValueError(f"{self.path} is damaged, or no table of losses; move it away, and run again") from None
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[-1])
+    writer = csv.DictWriter(text, rows[-1], extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
