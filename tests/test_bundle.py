@@ -316,8 +316,12 @@ def test_import_official_sample_and_export(tmp_path, monkeypatch, capsys):
     sample(ckpt_path="less/model.pt", num_inference_steps=2, num_samples=1, output_dir="from_less")
     with assert_refused("time_dtype", "float7"):
         run("run", ["export"], ckpt_path="ours/model.pt", output_path="no/model.pt", time_dtype="float7")
+    ours = {path: path.read_bytes() for path in Path("ours").iterdir()}
+    Path("ours/model.pt").unlink()  # killed between both files
+    run("run", ["import_official"], **settings, norm="layer")
+    assert {path: path.read_bytes() for path in Path("ours").iterdir()} == ours
     with assert_refused("exists already"):
-        run("run", ["import_official"], **settings, norm="layer")
+        run("run", ["import_official"], **{**settings, "ckpt_path": "half/model.pt"}, norm="layer")
     torch.save({"a": torch.zeros(2)}, "foreign.pt")
     with assert_refused("no PRDiT checkpoint"):
         run("run", ["import_official"], **{**settings, "official_ckpt": "foreign.pt", "ckpt_path": "new.pt"})

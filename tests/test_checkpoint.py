@@ -6,7 +6,14 @@ import re
 import pytest
 import torch
 
-from scripts.networks import build_prdit, network_from_checkpoint, read_settings, save_weights, sha256_of
+from scripts.networks import (
+    build_prdit,
+    export_weights,
+    network_from_checkpoint,
+    read_settings,
+    save_weights,
+    sha256_of,
+)
 from scripts.networks.checkpoint import load_strictly, load_tensors
 
 
@@ -211,3 +218,130 @@ def test_saving_over_weights_replaces_both_files(saved, tmp_path):
     assert save_weights(network, path, {}) == sha256_of(path) == read_settings(path)["sha256"]
     assert network_from_checkpoint(path).residual is None
     assert sorted(item.name for item in tmp_path.iterdir()) == ["model.json", "model.pt"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": {"grid": [8, 8], "field_of_view_mm": 320.0, "hu_window": [-1000, 1000]}},
+        {"data": {"grid": [8, 8, 8], "field_of_view_mm": 320.0}},
+        {"data": {"grid": [8, 8, 8], "field_of_view_mm": float("nan"), "hu_window": [-1000, 1000]}},
+        {"data": {"grid": [8, 8, 8], "field_of_view_mm": 320.0, "hu_window": [1000, -1000]}},
+        {"data": {"grid": [8, 8, 8], "field_of_view_mm": 320.0, "hu_window": [-1, 1], "intensity": "foo"}},
+        {"data": 3},
+        {"process": []},
+        {"guidance": "much"},
+        {"sha256": 3},
+        {"network": "PRDiT"},
+        {"network": {"hidden_size": 10**9, "num_heads": 4, "depth": 2, "patch_size": 4, "stride": 2}},
+        {"network": {"hidden_size": 24, "num_heads": 4, "depth": 10**6, "patch_size": 4, "stride": 2}},
+        {"network": {"hidden_size": 24, "num_heads": 4, "depth": 2, "patch_size": 4, "stride": 2, "mlp_ratio": 1e9}},
+        {"network": {"hidden_size": 24, "num_heads": 0, "depth": 2, "patch_size": 4, "stride": 2}},
+        {"network": {"hidden_size": 24, "num_heads": 4, "depth": 2, "patch_size": -4, "stride": 2}},
+        {"network": {"hidden_size": "x", "num_heads": 4, "depth": 2, "patch_size": 4, "stride": 2}},
+        {"network": {"backbone": {"backbone": []}}},
+    ],
+)
+def test_a_json_of_wrong_content_is_named_before_anything_is_built(saved, change, one_line):
+    _, path = saved
+    description = path.with_suffix(".json")
+    description.write_text(json.dumps({**json.loads(description.read_text()), **change}))
+    with pytest.raises(ValueError) as raised:
+        network_from_checkpoint(path)
+    one_line(raised, description)
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_a_deeply_nested_json_is_refused(saved, depth, one_line):
+    _, path = saved
+    network = '{"backbone": ' * depth + "{}" + "}" * depth
+    path.with_suffix(".json").write_text(f'{{"sha256": "{sha256_of(path)}", "network": {network}}}')
+    with pytest.raises(ValueError) as raised:
+        network_from_checkpoint(path)
+    one_line(raised, path.with_suffix(".json"))
+
+
+def test_a_grid_of_one_number_is_read_as_three(saved):
+    _, path = saved
+    description = path.with_suffix(".json")
+    data = {"grid": 8, "field_of_view_mm": 320.0, "hu_window": [-1000, 1000]}
+    description.write_text(json.dumps({**json.loads(description.read_text()), "data": data}))
+    assert read_settings(path)["data"]["grid"] == [8, 8, 8]
+
+
+def test_a_part_that_a_run_needs_is_asked_for(saved, one_line):
+    with pytest.raises(ValueError) as raised:
+        read_settings(saved[1], required=["data"])
+    one_line(raised, saved[1].with_suffix(".json"), "data")
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64, torch.bool])
+def test_weights_that_are_no_real_numbers_are_refused(make_network, kind, one_line):
+    network = make_network(depth=0)
+    state = {**network.state_dict(), "time.bias": network.time.bias.detach().to(kind)}
+    with pytest.raises(ValueError) as raised:
+        load_strictly(network, state, "model.pt")
+    one_line(raised, "model.pt", "1 no real numbers (time.bias)")
+
+
+def test_weights_that_are_not_finite_are_neither_loaded_nor_written(saved, make_network, one_line, tmp_path):
+    network, path = saved
+    before = path.read_bytes()
+    with torch.no_grad():
+        network.time.bias[0] = 1.0e5
+    save_weights(network, tmp_path / "large.pt", {})
+    with pytest.raises(ValueError) as raised:
+        export_weights(tmp_path / "large.pt", tmp_path / "half.pt", "float16")
+    one_line(raised, tmp_path / "half.pt", "time.bias", "float16")
+    with torch.no_grad():
+        network.time.bias[0] = float("nan")
+    with pytest.raises(ValueError) as raised:
+        save_weights(network, path, {})
+    one_line(raised, path, "time.bias", "not finite")
+    assert path.read_bytes() == before and not (tmp_path / "half.json").exists()
+    with pytest.raises(ValueError) as raised:
+        load_strictly(make_network(parametrization="skip"), network.state_dict(), "model.pt")
+    one_line(raised, "model.pt", "time.bias", "not finite")
+
+
+# export
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("there", "output", "facts"),
+    [
+        ({}, "model.pt", ["ckpt_path", "only read"]),
+        ({}, "sub/../model.pt", ["ckpt_path", "only read"]),
+        ({}, "model.json", ["model.json must end in .pt"]),
+        ({}, "model.bf16", ["model.bf16 must end in .pt"]),
+        ({}, "out.safetensors", ["must end in .pt"]),
+        ({"out.pt": "mine"}, "out.pt", ["out.pt exists already"]),
+        ({"out.json": "{}"}, "out.pt", ["out.json exists already"]),
+        ({"out.json": "[1]"}, "out.pt", ["out.json exists already"]),
+        ({"out.pt": "mine", "out.json": '{"exported_from_sha256": "of another"}'}, "out.pt", ["exists already"]),
+    ],
+)
+def test_export_replaces_nothing_that_it_did_not_make(saved, tmp_path, one_line, there, output, facts):
+    (tmp_path / "sub").mkdir()
+    for name, text in there.items():
+        (tmp_path / name).write_text(text)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(ValueError) as raised:
+        export_weights(saved[1], tmp_path / output)
+    one_line(raised, *facts)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_export_repeats_itself_and_what_a_kill_left(saved, tmp_path):
+    export_weights(saved[1], tmp_path / "out.pt")
+    once = files(tmp_path)
+    (tmp_path / "out.pt").unlink()  # killed between the two files
+    for _ in range(2):
+        export_weights(saved[1], tmp_path / "out.pt")
+        assert files(tmp_path) == once
+    export_weights(saved[1], tmp_path / "out.pt", "float32")
+    assert files(tmp_path) != once

@@ -6,14 +6,17 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
 
-from ..files import PathLike, whole_file, write_text
+from ..errors import require_writable
+from ..files import PathLike, remove_leftovers, whole_file, write_text
+from ..overlap import check_places
 from .base import DenoisingNetwork
+from .description import description_path, read_description, require_free
 from .guidance import guidance_of
 from .high_resolution import build_network, override_settings
 
@@ -48,15 +51,25 @@ def load_tensors(path: PathLike) -> dict[str, Any]:
 
 
 def load_strictly(network: nn.Module, state: dict[str, Tensor], path: PathLike) -> None:
-    """Loads weights whose names and shapes must all match; ValueError in one line otherwise."""
-    own = network.state_dict()
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    shapes = [name for name in own if name in state and own[name].shape != getattr(state[name], "shape", None)]
-    if missing or extra or shapes:
-        facts = [f"{len(names)} {what} ({names[0]})" for what, names in
-                 (("missing", missing), ("unknown", extra), ("of another shape", shapes)) if names]  # fmt: skip
-        raise ValueError(f"{path} is of another network: {', '.join(facts)}")
+    """Loads weights whose names, shapes and kinds of numbers must all match; ValueError in one line otherwise."""
+    require_fitting(network.state_dict(), state, path)
+    for name, value in state.items():
+        if not torch.isfinite(value.float()).all():  # float() for 8 bits, which PyTorch cannot test
+            raise ValueError(f"{path} holds values that are not finite ({name}); copy or train it again")
     network.load_state_dict(state)
+
+
+def require_fitting(own: dict[str, Tensor], state: dict[str, Any], path: PathLike) -> None:
+    """Refuses weights whose names, shapes or kinds of numbers are not those of a network's own."""
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own), key=str)
+    both = [name for name in own if name in state]
+    shapes = [name for name in both if own[name].shape != getattr(state[name], "shape", None)]
+    kinds = [name for name in both if isinstance(state[name], Tensor)
+             and own[name].is_floating_point() != state[name].is_floating_point()]  # fmt: skip
+    facts = [f"{len(names)} {what} ({names[0]})" for what, names in
+             (("missing", missing), ("unknown", extra), ("of another shape", shapes), ("no real numbers", kinds)) if names]  # fmt: skip
+    if facts:
+        raise ValueError(f"{path} is of another network: {', '.join(facts)}")
 
 
 def save_weights(
@@ -77,39 +90,50 @@ def save_weights(
 
     Returns:
         The sha256 of the weights.
+
+    Raises:
+        ValueError: in one line, when a weight is not finite, or is not in this precision.
     """
-    state = {}
+    description, state = description_path(path), {}
     for name, value in network.state_dict().items():
         of_time = value.ndim == 2 and not TIME_LAYERS.isdisjoint(name.split("."))
         stored_as = (time_dtype if of_time else None) or dtype or value.dtype
         state[name] = value.detach().cpu().to(stored_as)
+        if not torch.isfinite(state[name].float()).all():
+            raise ValueError(f"{path} was not written: {name} has values that are not finite in {stored_as}")
     with whole_file(path) as file:
         torch.save(state, file)  # into a path PyTorch would write its name too, and equal weights would differ
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         text = json.dumps({"sha256": sha256, "network": network.settings, **settings}, indent=4) + "\n"
-        write_text(Path(path).with_suffix(".json"), text)  # first: weights without it could not be told from others'
+        write_text(description, text)  # first: weights without it could not be told from others'
     return sha256
 
 
-def read_settings(path: PathLike) -> dict:
+def read_settings(path: PathLike, required: Sequence[str] = ()) -> dict:
     """The JSON beside weights.
 
+    Args:
+        path: of the weights.
+        required: entries that the run needs, beside the network's.
+
     Raises:
-        ValueError: when the weights or their JSON are missing, or the JSON is of other weights.
+        ValueError: in one line, when the weights or their JSON are missing, or the JSON is damaged or of other weights.
     """
-    weights, path = Path(path), Path(path).with_suffix(".json")
+    weights = Path(path)
     if not weights.is_file():
         raise ValueError(f"no checkpoint at {weights}")
-    if not path.is_file():
-        raise ValueError(f"{weights} has no {path.name} beside it, which says what network it is; copy both files")
-    try:
-        settings = json.loads(path.read_text())
-        expected, _ = settings["sha256"], settings["network"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is not the description of a checkpoint") from None
-    if sha256_of(weights) != expected:
-        raise ValueError(f"{weights} is truncated or not the file that {path.name} describes (sha256 differs)")
+    description = description_path(weights)
+    if not description.is_file():
+        raise ValueError(
+            f"{weights} has no {description.name} beside it, which says what network it is; copy both files"
+        )
+    settings = read_description(description)
+    missing = [name for name in required if not settings.get(name)]
+    if missing:
+        raise ValueError(f"{description} does not describe the {missing[0]} of the weights; copy it again")
+    if sha256_of(weights) != settings["sha256"]:
+        raise ValueError(f"{weights} is truncated or not the file that {description.name} describes (sha256 differs)")
     return settings
 
 
@@ -123,12 +147,29 @@ def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> DenoisingN
     Raises:
         ValueError: in one line, see `read_settings`, `load_tensors`, `load_strictly`.
     """
+    settings, state = read_settings(ckpt_path)["network"], load_tensors(ckpt_path)
     try:
-        network = build_network(**override_settings(read_settings(ckpt_path)["network"], overrides))
-    except (KeyError, TypeError):
-        raise ValueError(f"{Path(ckpt_path).with_suffix('.json')} does not describe a network of this bundle") from None
-    load_strictly(network, load_tensors(ckpt_path), ckpt_path)
+        settings = override_settings(settings, overrides)
+        _require_sizes_of(settings, state)
+        with torch.device("meta"):  # takes no memory, whatever sizes the JSON claims
+            claimed = build_network(**settings)
+    except Exception as error:  # as various as what a JSON can hold
+        reason = f": {error}" if isinstance(error, ValueError) and "\n" not in str(error) else ""
+        raise ValueError(f"{description_path(ckpt_path)} does not describe a network of this bundle{reason}") from None
+    require_fitting(claimed.state_dict(), state, ckpt_path)
+    network = build_network(**settings)
+    load_strictly(network, state, ckpt_path)
     return network
+
+
+def _require_sizes_of(settings: dict, state: dict[str, Any]) -> None:
+    """Refuses numbers beyond all sizes of the weights: to build so many layers would take hours."""
+    most = max([len(state), *(side for value in state.values() for side in getattr(value, "shape", ()))])
+    for name, value in settings.items():
+        if name == "backbone":
+            _require_sizes_of(value, state)
+        elif isinstance(value, (int, float)) and name != "chunk_tokens" and not abs(value) <= most:
+            raise ValueError(f"{name} is {value}, beyond what the weights hold")
 
 
 def export_weights(
@@ -155,18 +196,26 @@ def export_weights(
         guidance_below: likewise.
 
     Raises:
-        ValueError: in one line, when the precision is unknown, the guidance is out of range, or the weights cannot be
-            loaded.
+        ValueError: in one line, when the precision is unknown, the guidance is out of range, the weights cannot be
+            loaded, or others are in the copy's place.
     """
     precisions = ("float32", "bfloat16", "float16")
     if dtype not in precisions:
         raise ValueError(f"dtype must be float32, bfloat16 or float16, got '{dtype}'")
     if time_dtype is not None and time_dtype not in (*precisions, "float8_e4m3fn"):
         raise ValueError(f"time_dtype must be null, float32, bfloat16, float16 or float8_e4m3fn, got '{time_dtype}'")
+    check_places(
+        {"ckpt_path": [ckpt_path, description_path(ckpt_path)]},
+        {"output_path": output_path, "what describes output_path:": description_path(output_path)},
+    )
     theirs = read_settings(ckpt_path)
+    require_free(output_path, "output_path", exported_from_sha256=theirs["sha256"])
+    require_writable(Path(output_path).parent, "the folder of output_path,")
+    remove_leftovers(Path(output_path).parent)
     recommended = guidance_of(theirs, guidance, guidance_block, guidance_below)
     settings = {name: value for name, value in theirs.items() if name not in ("sha256", "network")}
     settings["guidance"] = recommended._asdict() if recommended else {}
+    settings["exported_from_sha256"] = theirs["sha256"]
     of_time = getattr(torch, time_dtype) if time_dtype else None
     save_weights(network_from_checkpoint(ckpt_path), output_path, settings, getattr(torch, dtype), of_time)
     beside = f", {time_dtype} where the time alone counts" if time_dtype else ""

@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import require_writable
+from ..files import remove_leftovers
+from ..overlap import check_places
 from ..schedulers import PROCESSES, build_scheduler
 from .base import DenoisingNetwork
 from .checkpoint import load_tensors, save_weights, sha256_of
+from .description import description_path, require_free
 from .high_resolution import build_network
 from .official_names import official_names
 from .prdit import SIZES
@@ -95,12 +98,14 @@ def official_settings(
     fitting = [count for count in (2, 1) if outputs % count == 0 and _is_cube(outputs // count)]
     if not fitting:
         raise ValueError(f"the checkpoint predicts {outputs} values per patch: neither (noise, signal) nor a velocity")
-    blocks = [int(match[1]) for name in state if (match := re.match(r"fine\.blocks\.(\d+)\.", name))]
+    blocks = {int(match[1]) for name in state if (match := re.match(r"fine\.blocks\.(\d{1,9})\.", name))}
+    if blocks != set(range(len(blocks))):
+        raise ValueError(f"the checkpoint has {len(blocks)} transformer blocks, but the last one is {max(blocks)}")
     mlp = state.get("fine.blocks.0.mlp.fc1.weight")
     return {
         "hidden_size": hidden_size,
         "num_heads": heads,
-        "depth": max(blocks, default=-1) + 1,
+        "depth": len(blocks),
         "patch_size": _cube_root(width, "the patch width"),
         "stride": _cube_root(outputs // fitting[0], "the output width"),
         "mlp_ratio": 4.0 if mlp is None else mlp.shape[0] / hidden_size,
@@ -208,7 +213,7 @@ def import_official(
 
     Args:
         official_ckpt: file of the authors' code, of tensors and plain numbers.
-        ckpt_path: where ours goes, with its JSON; an existing file is not overwritten.
+        ckpt_path: where ours goes, with its JSON; weights of another file are not overwritten.
         grid: voxels along each axis that it was trained for, of a stage 3 the high grid; official files do not say.
         field_of_view_mm: size of a volume.
         hu_window: HU of the values -1 and 1.
@@ -222,18 +227,21 @@ def import_official(
     """
     if not official_ckpt or not ckpt_path:
         raise ValueError("official_ckpt and ckpt_path must be given: the authors' file, and where ours goes")
-    if Path(ckpt_path).suffix == ".json":
-        raise ValueError(f"ckpt_path {ckpt_path} must end in .pt: its description goes beside it with .json")
+    check_places(
+        {"official_ckpt": official_ckpt},
+        {"ckpt_path": ckpt_path, "what describes ckpt_path:": description_path(ckpt_path)},
+    )
+    checkpoint, sha256 = load_tensors(official_ckpt), sha256_of(official_ckpt)
+    require_free(ckpt_path, "ckpt_path", imported_from_sha256=sha256, exported_from_sha256=None)
     require_writable(Path(ckpt_path).parent, "the folder of ckpt_path,")
-    if Path(ckpt_path).exists():
-        raise ValueError(f"{ckpt_path} exists already; choose another ckpt_path")
-    network = network_from_official(load_tensors(official_ckpt), num_heads, norm, factor)
+    remove_leftovers(Path(ckpt_path).parent)
+    network = network_from_official(checkpoint, num_heads, norm, factor)
     process = official_process(network, noise_std)
     settings = {
         "stage": _stage(network.settings),
         "process": process,
         "data": {"grid": list(grid), "field_of_view_mm": field_of_view_mm, "hu_window": list(hu_window)},
-        "imported_from_sha256": sha256_of(official_ckpt),
+        "imported_from_sha256": sha256,
     }
     save_weights(network, ckpt_path, settings)
     print(f"{_describe(network.settings)}, {process['name']}: {ckpt_path}")
