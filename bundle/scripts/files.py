@@ -84,6 +84,13 @@ def remove_leftovers(*folders: PathLike) -> None:
                     part.unlink()
 
 
+def require_own(path: PathLike, mark: str, setting: str) -> None:
+    """Refuses a file in the way that lacks the mark of what this command writes; ValueError in one line."""
+    path = Path(path)
+    if path.is_file() and mark.encode() not in path.read_bytes():
+        raise ValueError(f"{path} was not made by this command and would be replaced; choose another {setting}")
+
+
 def set_aside(path: Path) -> Path:
     """Renames a damaged file, so that it is neither read again nor lost; returns its new path."""
     return path.replace(path.with_name(f"{path.name}.damaged"))

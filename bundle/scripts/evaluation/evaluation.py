@@ -14,13 +14,13 @@ from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 
 from ..errors import require_writable
-from ..files import write_text
+from ..files import hold, release, remove_leftovers, require_own, write_text
 from ..inferers.writers import VERSION
 from ..metrics import FeatureExtractor
 from .comparison import MEMORISATION, MS_SSIM, Comparison, likeness_warnings, warnings_of
 from .page import number
 from .records import Records, RecordStore
-from .report import report_html
+from .report import REPORT_MARK, report_html
 from .volume_sets import VolumeSet, check_sets, generated_sets, hash_volumes, real_set
 
 
@@ -81,6 +81,11 @@ class Evaluation:
         self.sets, self.store, self.comparison, self.extractor = sets, store, comparison, extractor
         self.transform, self.settings = transform, settings
         self.folder = require_writable(output_dir, "output_dir")
+        require_own(self.folder / "report.html", REPORT_MARK, "output_dir")
+        require_own(self.folder / "metrics.json", '"distances"', "output_dir")
+        if idist.get_rank() == 0:
+            hold(self.folder, "output_dir")
+            remove_leftovers(self.folder)
         self.num_ms_ssim_pairs, self.memorisation_threshold = num_ms_ssim_pairs, memorisation_threshold
         self.num_slices = num_slices
         self.generated = [name for name in sets if name not in ("real", "training")]
@@ -102,6 +107,8 @@ class Evaluation:
         write_text(self.folder / "metrics.json", text)
         html = report_html(results, records, self.sets, self.volumes, self.num_slices)
         write_text(self.folder / "report.html", html)
+        self.store.release()
+        release(self.folder)
         print(summary(results))
 
     def volumes(self, name: str) -> Dataset:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Hashable, Mapping, Optional, Sequence
 
+import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
@@ -14,7 +15,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from ..errors import require_writable
-from ..files import whole_file
+from ..files import hold, release, remove_leftovers, set_aside, whole_file
 from ..metrics import (
     OrganSegmenter,
     anatomy_sizes,
@@ -23,10 +24,11 @@ from ..metrics import (
     radial_power_spectrum,
     soft_tissue_grain,
 )
+from ..networks.checkpoint import load_tensors
 from .volume_sets import VolumeSet
 
 Records = dict[str, Tensor]  # of a set: each entry stacked, (N, ...)
-RECORD_VERSION = 2  # another one where a record's content changes, so that old files are not read
+RECORD_VERSION = 3  # another one where a record's content changes, so that old files are not read
 COARSE_SIDE = 32  # voxels per axis of the volume that is compared with others
 
 
@@ -75,8 +77,34 @@ class MeasureVolumed(MapTransform):
         }
 
 
+def save_record(record: dict[str, Tensor], path: Path) -> None:
+    """Writes a record with a hash of its content and name, so that a damaged or foreign one is not taken for it."""
+    with whole_file(path) as file:
+        torch.save({"record": record, "sha256": _content_hash(record, path)}, file)
+
+
+def load_record(path: Path) -> Optional[dict[str, Tensor]]:
+    """What `save_record` wrote; None where there is no such file, or it was changed since."""
+    try:
+        content = load_tensors(path)
+        record = content["record"]
+        return record if content["sha256"] == _content_hash(record, path) else None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _content_hash(record: dict[str, Tensor], path: Path) -> str:
+    content = hashlib.sha256(path.stem.encode())
+    for name, value in sorted(record.items()):
+        content.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        content.update(value.contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
 class RecordStore:
     """Records of volumes in a folder, under the hash of the file and of all that a record depends on.
+
+    One evaluation at a time holds the folder, from the first listing on to `release`.
 
     Args:
         cache_dir: the folder, made if need be.
@@ -95,7 +123,13 @@ class RecordStore:
         return self.folder / name[:2] / f"{name}.pt"
 
     def missing(self, sets: Sequence[VolumeSet]) -> list[dict[str, Any]]:
-        """Items whose record has still to be made, each content once, with the record's path as 'record'."""
+        """Items whose record has still to be made, each content once, with the record's path as 'record'.
+
+        Damaged records are set aside and made again.
+        """
+        if idist.get_rank() == 0:
+            hold(self.folder, "cache_dir")
+            remove_leftovers(*self.folder.glob("??"))
         items = {
             path: {
                 **{name: item[name] for name in ("image", "series", "intensity") if name in item},
@@ -103,13 +137,23 @@ class RecordStore:
             }
             for one in sets
             for item, content_hash in zip(one.items, one.hashes)
-            if not (path := self.path(content_hash)).is_file()
+            if load_record(path := self.path(content_hash)) is None
         }
+        for path in items if idist.get_rank() == 0 else ():
+            if path.is_file():
+                print(f"{path} is damaged and set aside as {set_aside(path).name}; its volume is measured again")
         return list(items.values())
+
+    def release(self) -> None:
+        """Leaves the folder to other runs."""
+        release(self.folder)
 
     def load(self, volumes: VolumeSet) -> Records:
         """Records of a set, each entry stacked: (N, ...)."""
-        records = [torch.load(self.path(h), weights_only=True) for h in volumes.hashes]
+        paths = [self.path(content_hash) for content_hash in volumes.hashes]
+        records = [record for path in paths if (record := load_record(path)) is not None]
+        if len(records) < len(paths):
+            raise ValueError(f"cache_dir {self.folder} was changed by another program during this run; run again")
         return {name: torch.stack([record[name] for record in records]) for name in records[0]}
 
 
@@ -136,5 +180,4 @@ class RecordWriter:
                 volume = batch["image"][index, 0]
                 spacing = [size / n for size, n in zip(self.field_of_view_mm, volume.shape)]
                 record["organs"] = self.segmenter(volume, spacing)
-            with whole_file(path) as file:
-                torch.save(record, file)
+            save_record(record, Path(path))

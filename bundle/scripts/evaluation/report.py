@@ -26,6 +26,9 @@ OVERVIEW = {
 }
 
 
+REPORT_MARK = "<title>Evaluation of generated CT</title>"
+
+
 def report_html(
     results: Mapping[str, Any],
     records: Mapping[str, Records],
@@ -58,7 +61,7 @@ def report_html(
     ]
     body = "\n".join(parts)
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation of generated CT</title>'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{REPORT_MARK}'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>\n{body}\n</body></html>\n'
     )
 

@@ -14,9 +14,9 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from ..errors import require_writable
-from ..files import whole_file, write_text
+from ..files import hold, release, remove_leftovers, require_own, set_aside, whole_file, write_text
 from ..metrics.critic import CriticPairs, critic_losses, critic_network, held_out, w_scores
-from ..networks.checkpoint import load_tensors
+from ..networks.checkpoint import load_strictly, load_tensors
 from .volume_sets import VolumeSet
 
 PENALTY_WEIGHT = 10.0  # lambda of Gulrajani et al. (2017)
@@ -68,6 +68,9 @@ class WScore:
         if self.anchor not in self.models:
             raise ValueError(f"anchor must be one of {', '.join(self.models)}, not {self.anchor}")
         self.folder, self.volumes = require_writable(output_dir, "output_dir"), volumes
+        require_own(self.folder / "wscore.json", '"log_ratio"', "output_dir")
+        hold(self.folder, "output_dir")
+        remove_leftovers(self.folder)
         self.grid, self.channels, self.lr = list(grid), list(channels), lr
         self.num_steps, self.batch_size, self.num_seeds = num_steps, batch_size, num_seeds
         self.checkpoint_interval, self.num_workers, self.device = checkpoint_interval, num_workers, device
@@ -95,15 +98,14 @@ class WScore:
         results.update(w_scores(distances, self.anchor))
         text = json.dumps(results, indent=2) + "\n"
         write_text(self.folder / "wscore.json", text)
+        release(self.folder)
         print(_summary(results))
 
     def checkpoint_path(self, seed: int) -> Path:
         return self.folder / f"critic_seed{seed}.pt"
 
     def _trained_critic(self, seed: int) -> nn.Module:
-        critic = critic_network(self.grid, self.channels, seed).to(self.device)
-        optimizer = torch.optim.Adam(critic.parameters(), self.lr, betas=BETAS)
-        step = self._resume(critic, optimizer, seed)
+        critic, optimizer, step = self._resume(seed)
         if step < self.num_steps:
             pairs = CriticPairs(
                 self.volumes,
@@ -157,16 +159,25 @@ class WScore:
         with whole_file(self.checkpoint_path(seed)) as file:
             torch.save(state, file)
 
-    def _resume(self, critic: nn.Module, optimizer: torch.optim.Adam, seed: int) -> int:
-        path = self.checkpoint_path(seed)
+    def _resume(self, seed: int) -> tuple[nn.Module, torch.optim.Adam, int]:
+        """A critic, its optimiser and the steps that it is trained already; a damaged checkpoint is set aside."""
+        critic = critic_network(self.grid, self.channels, seed).to(self.device)
+        optimizer = torch.optim.Adam(critic.parameters(), self.lr, betas=BETAS)
+        path, settings = self.checkpoint_path(seed), json.dumps(self.settings, sort_keys=True)
         if not path.is_file():
-            return 0
-        state = load_tensors(path)
-        if state.get("settings") != json.dumps(self.settings, sort_keys=True):
+            return critic, optimizer, 0
+        try:
+            state = load_tensors(path)
+            theirs, step = str(state["settings"]), int(state["step"])
+            if theirs == settings:
+                load_strictly(critic, state["critic"], path)
+                optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            print(f"{path} is damaged and set aside as {set_aside(path).name}; this critic is trained anew")
+            return self._resume(seed)
+        if theirs != settings:
             raise ValueError(f"{path} is of other volumes or settings; choose another output_dir")
-        critic.load_state_dict(state["critic"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+        return critic, optimizer, step
 
     @torch.no_grad()
     def _mean_score(self, critic: nn.Module, indices: Sequence[int]) -> float:

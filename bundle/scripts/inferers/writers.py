@@ -22,7 +22,8 @@ from ..data.nifti import save_nifti
 from ..data.pictures import preview_picture
 from ..data.transforms import grid_affine, three
 from ..errors import bundle_root, require_writable
-from ..files import PathLike, whole_file, write_text
+from ..files import PathLike, hold, release, remove_leftovers, whole_file, write_text
+from ..networks.checkpoint import sha256_of
 
 VERSION = json.loads(Path(bundle_root(), "configs", "metadata.json").read_text())["version"]
 MARK = "synthetic CT by PRDiT, no patient"  # in the header of every generated volume
@@ -44,7 +45,8 @@ def is_generated(path: PathLike) -> bool:
 class VolumeStore:
     """The output folder: `seed_000000.nii.gz`, a JSON beside it, and `preview.png`.
 
-    A volume counts as done when its JSON, written last, is there.
+    A volume counts as done when its JSON, written last, is there and has its hash. One run at a time holds the folder,
+    up to `release`.
 
     Args:
         output_dir: the folder, made if need be.
@@ -58,6 +60,9 @@ class VolumeStore:
     def __init__(self, output_dir: str, provenance: dict[str, Any], overwrite: bool = False) -> None:
         self.overwrite = overwrite
         self.folder = require_writable(output_dir, "output_dir")
+        if idist.get_rank() == 0:
+            hold(self.folder, "output_dir")
+            remove_leftovers(self.folder)
         versions = {"bundle": VERSION, "monai": monai.__version__, "torch": torch.__version__}
         self.provenance = json.loads(json.dumps(provenance))
         self.intensity = self.provenance.get("intensity", HU)
@@ -98,13 +103,23 @@ class VolumeStore:
                 f"{path} was made with {name} {there.get(name)}, now it is {self.provenance[name]}; "
                 "set it as before, choose another output_dir, or --overwrite True"
             )
+        # older volumes have no hash
+        if path.is_file() and there.get("volume_sha256", digest := sha256_of(path)) != digest:
+            raise ValueError(
+                f"{path} is truncated or not the volume that {sidecar.name} describes; remove both, and run again"
+            )
         return path.is_file()
+
+    def release(self) -> None:
+        """Leaves the folder to other runs."""
+        release(self.folder)
 
     def save(self, seed: int, volume: np.ndarray, affine: np.ndarray) -> None:
         """Writes one volume in HU (X, Y, Z) and its JSON."""
         self.sidecar(seed).unlink(missing_ok=True)
         save_volume(volume, affine, self.path(seed), self.intensity)
-        content = {"seed": seed, **self.provenance, "synthetic": True, "versions": self.versions}
+        content = {"seed": seed, **self.provenance, "volume_sha256": sha256_of(self.path(seed))}
+        content |= {"synthetic": True, "versions": self.versions}
         text = json.dumps(content, indent=4) + "\n"
         write_text(self.sidecar(seed), text)
 
@@ -149,6 +164,7 @@ def write_preview(store: VolumeStore, seeds: Sequence[int], field_of_view_mm: Un
         mark.add_text("Description", MARK)
         if path.exists() and not store.overwrite and MARK.encode() not in path.read_bytes():
             print(f"{path} was not made by this bundle and stays as it is")
-            return
-        with whole_file(path) as file:
-            picture.save(file, format="png", pnginfo=mark)
+        else:
+            with whole_file(path) as file:
+                picture.save(file, format="png", pnginfo=mark)
+        store.release()
