@@ -87,6 +87,41 @@ def test_an_unknown_commit_is_one_line(tmp_path, monkeypatch, one_line):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_users_could_not_load_is_not_released_and_foreign_files_stay(tmp_path, monkeypatch, one_line):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tool = importlib.import_module("release")
+    files = tool.committed_files("HEAD")
+    other = {**json.loads(files["models/model.json"]), "sha256": "0" * 64}
+    monkeypatch.setattr(
+        tool, "committed_files", lambda commit: {**files, "models/model.json": json.dumps(other).encode()}
+    )
+    with pytest.raises(ValueError) as raised:
+        tool.build(tmp_path / "dist")
+    one_line(raised, "bundle/models/model.pt cannot be loaded", "sha256 differs")
+    monkeypatch.setattr(
+        tool, "committed_files", lambda commit: {n: c for n, c in files.items() if n != "models/model.pt"}
+    )
+    with pytest.raises(ValueError) as raised:
+        tool.build(tmp_path / "dist")
+    one_line(raised, "no file bundle/models/model.pt")
+    version = json.loads(files["configs/metadata.json"])["version"]
+    foreign = tmp_path / f"{NAME}_v{version}.zip"
+    foreign.write_bytes(b"another zip")
+    monkeypatch.setattr(tool, "released_files", lambda commit: files)
+    with pytest.raises(ValueError) as raised:
+        tool.build(tmp_path)
+    one_line(raised, foreign, "was not made by this command")
+    assert [path.name for path in tmp_path.iterdir()] == [foreign.name]
+
+
+def test_a_commit_is_no_option_of_git(tmp_path, monkeypatch, one_line):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    with pytest.raises(ValueError) as raised:
+        importlib.import_module("release").build(tmp_path / "dist", f"--output={tmp_path}/F")
+    one_line(raised, f"--output={tmp_path}/F")
+    assert not list(tmp_path.iterdir())
+
+
 def test_safetensors_hold_what_model_pt_holds(unpacked):
     with safetensors.safe_open(unpacked / "models" / "model.safetensors", "pt") as file:
         settings = json.loads(file.metadata()["settings"])

@@ -18,9 +18,11 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 import yaml
@@ -28,12 +30,18 @@ from safetensors.torch import save
 
 NAME = "prdit_ct_generation"
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "bundle"))
+
+from scripts.files import remove_leftovers, require_own, whole_file, write_text  # noqa: E402
 
 
 def git(*arguments: str) -> bytes:
     """Output of git in this repository; ValueError with its first line of complaint."""
     here = ["-c", f"safe.directory={ROOT}", "-C", str(ROOT)]  # a container may own the checkout differently
-    process = subprocess.run(["git", *here, *arguments], capture_output=True)
+    try:
+        process = subprocess.run(["git", *here, *arguments], capture_output=True)
+    except FileNotFoundError:
+        raise ValueError("git is not installed; a release is made of a commit") from None
     if process.returncode:
         complaint = process.stderr.decode(errors="replace").splitlines()
         raise ValueError(complaint[0] if complaint else f"git {arguments[0]} failed")
@@ -43,7 +51,8 @@ def git(*arguments: str) -> bytes:
 def committed_files(commit: str) -> dict[str, bytes]:
     """Content of the files below bundle/, by their path there."""
     files = {}
-    with tarfile.open(fileobj=io.BytesIO(git("archive", "--format=tar", f"{commit}:bundle"))) as archive:
+    content = git("archive", "--format=tar", "--end-of-options", f"{commit}:bundle")
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         for member in archive.getmembers():
             file = archive.extractfile(member)
             if file is not None:
@@ -54,6 +63,20 @@ def committed_files(commit: str) -> dict[str, bytes]:
 def json_config(text: bytes) -> bytes:
     """A YAML config as JSON."""
     return (json.dumps(yaml.safe_load(text), indent=4) + "\n").encode()
+
+
+def require_fitting_weights(files: dict[str, bytes]) -> None:
+    """Refuses weights that users could not load, tried as they would: by the code and the JSON of the release itself."""
+    program = "import sys; from scripts.networks import network_from_checkpoint as load; load(sys.argv[1])"
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        command = [sys.executable, "-W", "ignore", "-c", program, "models/model.pt"]
+        process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if process.returncode:
+        raise ValueError(f"bundle/models/model.pt cannot be loaded: {process.stderr.strip().splitlines()[-1]}")
 
 
 def safetensors_weights(weights: bytes, settings: bytes) -> bytes:
@@ -72,6 +95,17 @@ def in_the_release(text: bytes) -> bytes:
 def released_files(commit: str) -> dict[str, bytes]:
     """Content of the release, by path."""
     files = committed_files(commit)
+    needed = (
+        "configs/metadata.json",
+        "configs/train.yaml",
+        "configs/inference.yaml",
+        "models/model.pt",
+        "models/model.json",
+    )
+    missing = [name for name in needed if name not in files]
+    if missing:
+        raise ValueError(f"the commit has no file bundle/{missing[0]}")
+    require_fitting_weights(files)
     for name in [name for name in files if name.startswith("docs/") and name.endswith(".md")]:
         files[name] = in_the_release(files[name])
     for name in ("train", "inference"):
@@ -80,9 +114,9 @@ def released_files(commit: str) -> dict[str, bytes]:
     return files
 
 
-def write_zip(path: Path, files: dict[str, bytes], seconds: int) -> None:
+def write_zip(file: BinaryIO, files: dict[str, bytes], seconds: int) -> None:
     """Writes the files into one folder NAME; all with the same time, in seconds since 1970."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
             info = zipfile.ZipInfo(f"{NAME}/{name}", time.gmtime(seconds)[:6])
             info.create_system, info.external_attr = 3, 0o100644 << 16  # Unix, whatever packs it
@@ -93,18 +127,25 @@ def build(output_dir: Path, commit: str = "HEAD") -> Path:
     """Writes the zip and `<zip>.sha256`, and returns the path of the zip.
 
     Raises:
-        ValueError: in one line, when git does not know the commit or the version has no entry in the changelog.
+        ValueError: in one line, when git does not know the commit, the version has no entry in the changelog, the weights
+            do not fit their JSON, or another file has the zip's name.
     """
     files = released_files(commit)
     metadata = json.loads(files["configs/metadata.json"])
     version = metadata["version"]
-    if version not in metadata["changelog"]:
+    if version not in metadata.get("changelog", {}):
         raise ValueError(f"bundle/configs/metadata.json: the changelog has no entry for version {version}")
     path = output_dir / f"{NAME}_v{version}.zip"
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_zip(path, files, int(git("log", "-1", "--format=%ct", commit)))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.with_name(f"{path.name}.sha256").write_text(f"{digest}  {path.name}\n")
+    hash_path = path.with_name(f"{path.name}.sha256")
+    require_own(path, f"{NAME}/configs/metadata.json", "output_dir")
+    seconds = int(git("log", "-1", "--format=%ct", "--end-of-options", commit))
+    remove_leftovers(output_dir)
+    with whole_file(path) as file:
+        write_zip(file, files, seconds)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        hash_path.unlink(missing_ok=True)  # none rather than one of another zip, if this is killed
+    write_text(hash_path, f"{digest}  {path.name}\n")
     return path
 
 
@@ -117,6 +158,8 @@ def main() -> None:
         path = build(given.output_dir, given.commit)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: output_dir {given.output_dir} cannot be written: {error.strerror}")
     print(path, Path(f"{path}.sha256").read_text().split()[0])
 
 
