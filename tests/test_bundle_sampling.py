@@ -145,7 +145,7 @@ def test_every_solver_samples_and_says_so(trained, tmp_path):
         sample(**settings, solver=solver, **given, output_dir=tmp_path / solver)
         sidecar = json.loads((tmp_path / solver / "seed_000000.json").read_text())
         assert (sidecar["solver"], sidecar["predictor_ratio"], sidecar["eta"]) == (solver, *used)
-        expected = {"spacing": "quadratic", "prediction": None, **given, "process": "cosine_sine"}
+        expected = {"spacing": "two_sided", "prediction": None, **given, "process": "cosine_sine"}
         assert {name: sidecar[name] for name in expected} == expected
         volumes[solver] = np.asanyarray(nib.load(tmp_path / solver / "seed_000000.nii.gz").dataobj)
     assert len({volume.tobytes() for volume in volumes.values()}) == len(volumes)
