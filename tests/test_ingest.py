@@ -61,7 +61,7 @@ def test_all_kinds_of_files(prepare, tmp_path, chest, write_nifti):
     itk.imwrite(image, str(source / "a.mha"))
     itk.imwrite(image, str(source / "a.nrrd"))
     np.savez_compressed(source / "trn00001.npz", ct=as_dicom(whole)[::-1].astype(np.int16))  # from the head down
-    status, folder, records = prepare(source, spacing=[SIDE_MM] * 3, min_coverage=0)
+    status, folder, records = prepare(source, spacing=[SIDE_MM] * 3, min_coverage=0, min_lung_ml=0)
     assert status == 0 and len(records) == 6
     for record in records:
         found = nib.load(folder / "volumes" / f"{record['volume']}.nii.gz")
@@ -76,7 +76,7 @@ def test_all_kinds_of_files(prepare, tmp_path, chest, write_nifti):
 def test_rad_chest_ct_is_turned_and_spaced(prepare, tmp_path, chest):
     (tmp_path / "in").mkdir()
     np.savez_compressed(tmp_path / "in" / "trn00001.npz", ct=as_dicom(np.rint(chest))[::-1].astype(np.int16))
-    status, folder, _ = prepare(tmp_path / "in", spacing=None)
+    status, folder, _ = prepare(tmp_path / "in", spacing=None, min_lung_ml=0)
     (path,) = volumes_of(folder).values()
     image = nib.load(path)
     assert status == 0 and np.allclose(image.header.get_zooms(), 0.8)

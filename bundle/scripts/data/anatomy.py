@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 BODY_HU = -500.0
-
+_LUNG_HU = (-950.0, -600.0)
 
 _IN_SLICE = ndimage.generate_binary_structure(3, 1) & np.array([0, 1, 0], bool)  # neighbours in the axial plane
 
@@ -37,6 +37,11 @@ def body_mask(volume: np.ndarray, spacing_mm: float) -> np.ndarray:
 def lung_mask(volume: np.ndarray, body: np.ndarray) -> np.ndarray:
     """Air inside the body without thin airways, (X, Y, Z)."""
     return _opened((volume <= BODY_HU) & body, 1)
+
+
+def lung_tissue(volume: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """What is as dense as lung, without layers thinner than 16 mm, (X, Y, Z): also where a crop cuts lungs open."""
+    return _opened((volume > _LUNG_HU[0]) & (volume < _LUNG_HU[1]), max(1, round(8 / spacing_mm)))
 
 
 def box_centre(mask: np.ndarray) -> Optional[np.ndarray]:

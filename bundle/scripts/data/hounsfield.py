@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Optional
 
+import torch
 from torch import Tensor
 
 AIR_HU = -1000.0
@@ -13,11 +14,26 @@ _AIR_AND_LUNG = (-1100.0, -600.0)
 _SOFT_TISSUE = (-150.0, 150.0)
 _MIN_AIR, _MIN_TISSUE = 0.005, 0.02  # shares of the voxels
 _MAX_SAMPLES = 4_000_000
+_LARGEST_LABEL = 255
+_LABELS_ALIKE = 0.9  # share of the voxels
 
 
 def _looks_like_hu(sample: Tensor) -> bool:
     shares = [((sample >= low) & (sample <= high)).float().mean().item() for low, high in (_AIR_AND_LUNG, _SOFT_TISSUE)]
     return shares[0] >= _MIN_AIR and shares[1] >= _MIN_TISSUE
+
+
+def is_label_map(volume: Tensor) -> bool:
+    """Whether a volume (..., Z) holds numbers of organs instead of HU: whole, without large gaps, mostly like their neighbours.
+
+    A windowed CT of 8 bits has whole numbers too, but they change from voxel to voxel.
+    """
+    low, high = float(volume.min()), float(volume.max())
+    if not (low >= 0 and 1 <= high <= _LARGEST_LABEL) or (volume.is_floating_point() and (volume % 1).any()):
+        return False
+    num_labels = int((torch.histc(volume.float(), _LARGEST_LABEL + 1, 0, _LARGEST_LABEL) > 0).sum())
+    like_neighbour = float((volume[..., 1:] == volume[..., :-1]).float().mean())
+    return (num_labels == 2 or num_labels > high / 2) and like_neighbour > _LABELS_ALIKE
 
 
 def hu_problem(volume: Tensor) -> Optional[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
+import shlex
 import sys
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence, Union
+from typing import Any, Optional, Sequence, Union
 
 import ignite.distributed as idist
 from tqdm import tqdm
@@ -19,32 +19,34 @@ from ..errors import require_writable
 from ..files import PathLike, write_text
 from .dicom import MIN_SLICES
 from .ingest_report import write_reports
-from .parallel import work, worker_count
+from .missing import tell_missing
+from .parallel import died, work, worker_count
 from .preparation import Preparation
-from .pseudonyms import Pseudonym, read_salt
+from .pseudonyms import Pseudonym, as_bytes, read_salt, write_mapping
 from .readers import RAD_CHEST_SPACING
-from .sources import Findings, Inspected, Source, find_sources
+from .sources import Findings, Inspected, Source, find_sources, inspect_file
 from .transforms import three
 from .volume_job import VolumeJob
 
 VALIDATION_SHARE = 0.1
 REJECTED_STATUS = 2
-MAPPING_COLUMNS = ["volume", "patient", "status", "reason", "patient_id", "path"]
 
 
 def prepare_dataset(
     source_dir: Union[PathLike, Sequence[PathLike], None],
     dataset_dir: Optional[PathLike],
     spacing: Union[float, Sequence[float], None] = None,
-    size: Union[int, Sequence[int]] = 256,
+    size: Union[int, Sequence[int], None] = None,
     center: str = "lungs",
     remove_table: bool = False,
     min_coverage: float = 0.75,
+    min_lung_ml: float = 500.0,
     min_slices: int = MIN_SLICES,
     paper_compat: bool = False,
     patient_from: Optional[str] = None,
     salt_file: Optional[PathLike] = None,
     mapping_file: Optional[PathLike] = None,
+    remove_missing: bool = False,
     num_workers: Optional[int] = None,
     dry_run: bool = False,
 ) -> None:
@@ -54,16 +56,18 @@ def prepare_dataset(
         source_dir: folders, lists of files or datalists, see `find_sources`.
         dataset_dir: the data set, made if need be; never inside a source.
         spacing: of the new voxels in mm, one or three; None is 1, or 0.8 where all sources are RAD-ChestCT.
-        size: of the new volumes in voxels, one or three.
+        size: of the new volumes in voxels, one or three; None: as many as hold 320 mm, an adult chest.
         center: see `Preparation`.
         remove_table: see `Preparation`.
         min_coverage: see `Preparation`.
+        min_lung_ml: see `Preparation`.
         min_slices: of a DICOM series.
         paper_compat: see `Preparation`.
         patient_from: see `find_sources`.
         salt_file: the secret of the pseudonyms; None is beside dataset_dir. It is made where missing.
         mapping_file: CSV of which volume is which source, outside the data set; None: not written.
-        num_workers: processes; None is one for each core that has 2 GiB of memory.
+        remove_missing: delete the volumes of sources that are gone from source_dir, as after a withdrawn consent.
+        num_workers: processes, at least one; None is one for each core that has 2 GiB of memory.
         dry_run: tell what would be done and write nothing.
 
     Raises:
@@ -74,16 +78,13 @@ def prepare_dataset(
         idist.initialize("gloo", timeout=timedelta(days=7))  # ranks wait for the slowest
     places, folder = _check_places(source_dir, dataset_dir, mapping_file)
     workers = worker_count(num_workers)
-    findings = find_sources(
-        places, patient_from, min_slices, lambda function, paths: _everywhere(function, paths, workers)
-    )
+    findings = find_sources(places, patient_from, min_slices, lambda _, paths: _inspected(paths, workers))
     rad_chest = all(source.kind == "RAD-ChestCT" for source in findings.sources)
     spacing = spacing if spacing is not None else RAD_CHEST_SPACING if rad_chest else 1.0
-    preparation = Preparation(
-        three(spacing), [int(side) for side in three(size)], center, remove_table, min_coverage, paper_compat
-    )
+    sides = None if size is None else [int(side) for side in three(size)]
+    preparation = Preparation(three(spacing), sides, center, remove_table, min_coverage, min_lung_ml, paper_compat)
     if not findings.sources:
-        raise ValueError(f"source_dir {source_dir} holds no CT")
+        raise ValueError(f"source_dir {source_dir} holds no CT: {_left_out(findings)}")
     if dry_run:
         if idist.get_rank() == 0:
             _tell(findings)
@@ -92,11 +93,14 @@ def prepare_dataset(
     _check_settings(folder, preparation)
     job = VolumeJob(folder, preparation, pseudonym)
     records = _make_volumes(job, findings.sources, workers)
+    findings.left_out.update(record["reason"] for record in records if record["status"] == "left out")
+    records = [record for record in records if record["status"] != "left out"]
     if idist.get_rank() == 0:
-        _finish(folder, records, findings, preparation, pseudonym)
+        notes = _finish(folder, records, findings, preparation, pseudonym)
         if mapping_file is not None:
-            _write_mapping(Path(mapping_file), records, findings.sources, pseudonym)
-        _summarize(folder, records, findings)
+            write_mapping(Path(mapping_file), records, {pseudonym.of(source): source for source in findings.sources})
+        notes += tell_missing(folder, records, remove_missing)
+        _summarize(folder, records, findings, notes, mapping_file)
     if any(record["status"] == "rejected" for record in records):
         sys.exit(REJECTED_STATUS)
 
@@ -108,7 +112,9 @@ def _check_places(
     for name, value in (("source_dir", source_dir), ("dataset_dir", dataset_dir)):
         if not value:
             raise ValueError(f"{name} is needed: --{name} FOLDER")
-    places = [Path(place).absolute() for place in ([source_dir] if isinstance(source_dir, (str, Path)) else source_dir)]
+    places = [
+        Path(str(place)).absolute() for place in (source_dir if isinstance(source_dir, (list, tuple)) else [source_dir])
+    ]
     folder = Path(str(dataset_dir)).absolute()
     for place in places:
         if not place.exists():
@@ -120,14 +126,13 @@ def _check_places(
     return places, folder
 
 
-def _everywhere(function: Callable[[str], Inspected], paths: Sequence[str], workers: int) -> list[Inspected]:
-    """Maps over all paths, each on one rank, and gives every rank all results."""
+def _inspected(paths: Sequence[str], workers: int) -> list[Inspected]:
+    """What all paths are: each is looked into on one rank, and every rank gets all results."""
     mine = paths[idist.get_rank() :: idist.get_world_size()]
     batch = 64  # opening a file is quick next to sending it to a worker
-    few = len(mine) <= batch
-    bar = tqdm(total=len(mine), desc="reading headers", unit="file", disable=few or idist.get_rank() > 0)
+    bar = tqdm(total=len(mine), desc="reading headers", unit="file", disable=len(mine) <= batch or idist.get_rank() > 0)
     results = []
-    for result in work(function, mine, 0 if few else workers, batch):
+    for result in work(inspect_file, mine, workers, lambda path, cause: Inspected(path, reason=died(cause)), batch):
         results.append(result)
         bar.update()
     bar.close()
@@ -165,9 +170,10 @@ def _make_volumes(job: VolumeJob, sources: Sequence[Source], workers: int) -> li
     mine = sources[idist.get_rank() :: idist.get_world_size()]
     records = [record for source in mine if (record := job.record(source)) is not None]
     made = {record["volume"] for record in records}
+    assert len({job.pseudonym.of(source) for source in sources}) == len(sources), "two sources share a name"
     todo = [source for source in mine if job.pseudonym.of(source) not in made]
     bar = tqdm(total=len(mine), initial=len(records), desc="preparing", unit="volume", disable=idist.get_rank() > 0)
-    for record in work(job, todo, min(workers, len(todo))):
+    for record in work(job, todo, workers, job.reject):
         if record["status"] == "stopped":
             raise ValueError(f"dataset_dir {job.folder} cannot be written: {record['reason']}; what is made is kept")
         records.append(record)
@@ -194,7 +200,7 @@ def split_by_patient(records: Sequence[dict[str, Any]], patient_ids: dict[str, s
     accepted = [record for record in records if record["status"] == "accepted"]
     order = sorted(
         {record["patient"] for record in accepted if not record["section"]},
-        key=lambda patient: hashlib.sha256(patient_ids[patient].encode()).hexdigest(),
+        key=lambda patient: hashlib.sha256(as_bytes(patient_ids[patient])).hexdigest(),
     )
     held_out = set(order[: max(1, round(VALIDATION_SHARE * len(order)))] if len(order) > 1 else [])
     lists: dict[str, list[str]] = {"training": [], "validation": []}
@@ -208,10 +214,11 @@ def split_by_patient(records: Sequence[dict[str, Any]], patient_ids: dict[str, s
 
 def _finish(
     folder: Path, records: list[dict[str, Any]], findings: Findings, preparation: Preparation, pseudonym: Pseudonym
-) -> None:
-    """Writes dataset.json, report.csv and report.html."""
+) -> list[str]:
+    """Writes dataset.json, report.csv and report.html; gives what is to be known about the whole."""
     lists = split_by_patient(records, {pseudonym.patient(source): source.patient for source in findings.sources})
     patients = {record["volume"]: record["patient"] for record in records}
+    notes = _patient_notes(lists, patients)
     content = {
         "description": "CT volumes prepared for PRDiT",
         "modality": {"0": "CT"},
@@ -227,20 +234,21 @@ def _finish(
         content[section] = [{"image": f"volumes/{name}.nii.gz", "patient": patients[name]} for name in names]
     if any(lists.values()):
         write_text(folder / "dataset.json", json.dumps(content, indent=4) + "\n")
-    write_reports(folder, records, findings.left_out, content)
+    write_reports(folder, records, findings.left_out, content, notes)
+    return notes
 
 
-def _write_mapping(path: Path, records: list[dict[str, Any]], sources: Sequence[Source], pseudonym: Pseudonym) -> None:
-    by_name = {pseudonym.of(source): source for source in sources}
-
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(MAPPING_COLUMNS)
-    for record in records:
-        source = by_name[record["volume"]]
-        row = [record[name] for name in ("volume", "patient", "status", "reason")]
-        writer.writerow([*row, source.patient, source.path])
-    write_text(path, table.getvalue(), private=True)
+def _patient_notes(lists: dict[str, list[str]], patients: dict[str, str]) -> list[str]:
+    """Warnings about patient ids that an anonymizer made alike, and about a split that is none."""
+    counts = Counter(patients[name] for name in {*lists["training"], *lists["validation"]})
+    total, largest = sum(counts.values()), max(counts.values(), default=0)
+    advice = "if their ids were made alike, --patient_from finds the patient in a path"
+    if lists["training"] and lists["training"] == lists["validation"]:
+        alone = "the only volume" if total == 1 else f"all {total} volumes, which have one patient id; {advice}"
+        return [f"training and validation are both {alone}"]
+    if largest > max(2, total / 2):
+        return [f"{largest} of {total} volumes have one patient id; {advice}"]
+    return []
 
 
 def _tell(findings: Findings) -> None:
@@ -261,16 +269,29 @@ def _tell(findings: Findings) -> None:
 
 
 def _left_out(findings: Findings) -> str:
-    total = sum(findings.left_out.values())
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(findings.left_out.items()))
-    return f"{total} other files left out" + (f" ({kinds})" if kinds else "")
+    kinds = {kind: count for kind, count in sorted(findings.left_out.items()) if count}
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"{sum(kinds.values())} other files left out" + (f" ({told})" if told else "")
 
 
-def _summarize(folder: Path, records: Sequence[dict[str, Any]], findings: Findings) -> None:
+def _summarize(
+    folder: Path,
+    records: Sequence[dict[str, Any]],
+    findings: Findings,
+    notes: Sequence[str],
+    mapping_file: Optional[PathLike],
+) -> None:
     accepted = [record for record in records if record["status"] == "accepted"]
-    warned = sum(bool(record["warnings"]) for record in accepted)
+    warned, rejected = sum(bool(record["warnings"]) for record in accepted), len(records) - len(accepted)
     print(
         f"{len(accepted)} volumes of {len({record['patient'] for record in accepted})} patients accepted, "
-        f"{warned} of them with warnings, {len(records) - len(accepted)} rejected, {_left_out(findings)}"
+        f"{warned} of them with warnings, {rejected} rejected, {_left_out(findings)}"
     )
+    for note in notes:
+        print(f"warning: {note}")
+    if rejected and mapping_file is None:
+        name = folder.with_name(f"{folder.name}.mapping.csv")
+        print(
+            f"to see which files were rejected, repeat the command with --mapping_file {shlex.quote(str(name))}, for you alone"
+        )
     print(f"see {folder / 'report.html'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from ..files import write_text
+from .volume_job import PICTURE_SIZE
 
 COLUMNS = (
     "volume patient section status reason warnings kind slices original_shape original_spacing_mm original_axes "
@@ -22,20 +22,28 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .35rem .7rem .35rem 0; vertical-align: top }
 th { border-bottom: 1px solid #8c959f; font-weight: 600 } tr + tr td { border-top: 1px solid #d8dee4 }
 code { font: 13px ui-monospace, monospace } .warning { color: #9a3b00 } .volume { display: flex; gap: 1.5rem; flex-wrap: wrap;
-border-top: 1px solid #d8dee4; padding: .8rem 0 } .volume dl { font-size: 13px } dl { display: grid; grid-template-columns: max-content auto;
+align-items: flex-start; border-top: 1px solid #d8dee4; padding: .8rem 0; content-visibility: auto;
+contain-intrinsic-height: auto 15rem } .volume img { display: block; width: 22rem; max-width: 100%; height: auto } .volume dl { font-size: 13px } dl { display: grid; grid-template-columns: max-content auto;
 gap: 0 .9rem; margin: .3rem 0 } dt { color: #57606a } dd { margin: 0 } figure { margin: 0 }
 figcaption { font-size: 12px; color: #57606a }
 """
 
 
-def write_reports(folder: Path, records: Sequence[dict[str, Any]], left_out: Counter, dataset: dict[str, Any]) -> None:
-    """Writes report.csv and report.html.
+def write_reports(
+    folder: Path,
+    records: Sequence[dict[str, Any]],
+    left_out: Counter,
+    dataset: dict[str, Any],
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes report.csv and report.html, which shows the pictures in `records` beside it.
 
     Args:
         folder: the data set.
         records: of all sources, see `VolumeJob`.
         left_out: counts of files that are beside the point.
         dataset: the content of dataset.json.
+        notes: what is to be known about the whole.
     """
     sections: dict[str, list[str]] = {}
     for section in ("training", "validation"):
@@ -44,7 +52,7 @@ def write_reports(folder: Path, records: Sequence[dict[str, Any]], left_out: Cou
             sections.setdefault(name, []).append(section)
     rows = [{**record, "section": " and ".join(sections.get(record["volume"], []))} for record in records]
     write_text(folder / "report.csv", _csv(rows))
-    write_text(folder / "report.html", _page(folder, rows, left_out, dataset))
+    write_text(folder / "report.html", _page(rows, left_out, dataset, notes))
 
 
 def _text(value: Any) -> str:
@@ -62,7 +70,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     return table.getvalue()
 
 
-def _page(folder: Path, rows: Sequence[dict[str, Any]], left_out: Counter, dataset: dict[str, Any]) -> str:
+def _page(rows: Sequence[dict[str, Any]], left_out: Counter, dataset: dict[str, Any], notes: Sequence[str]) -> str:
     accepted = [row for row in rows if row["status"] == "accepted"]
     rejected = [row for row in rows if row["status"] == "rejected"]
     unit = "HU" if dataset["intensity"] == "HU" else "per-volume scale 0 to 1 (paper_compat), not HU"
@@ -72,9 +80,10 @@ def _page(folder: Path, rows: Sequence[dict[str, Any]], left_out: Counter, datas
         "Split": f"{dataset['numTraining']} training, {dataset['numValidation']} validation, by patient",
         "Grid": f"{_text(dataset['size'])} voxels of {_text(dataset['spacing_mm'])} mm, RAS",
         "Values": unit,
-        "Left out": ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items())) or "no other files",
+        "Left out": ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()) if count)
+        or "no other files",
     }
-    parts = ["<h1>CT data set</h1>", _definitions(facts)]
+    parts = ["<h1>CT data set</h1>", _definitions(facts), *map(_warning, notes)]
     if accepted:
         total = [sum(column) for column in zip(*(row["histogram"] for row in accepted))]
         parts += ["<h2>All values</h2>", _histogram(total, 560, 150)]
@@ -87,11 +96,12 @@ def _page(folder: Path, rows: Sequence[dict[str, Any]], left_out: Counter, datas
         head = "<tr><th>name</th><th>kind</th><th>slices</th><th>reason</th></tr>"
         parts += [
             "<h2>Rejected</h2>",
-            "<p>mapping_file says which source a name stands for.</p>",
+            "<p>Repeat the command with <code>--mapping_file M.csv</code>, and the table M.csv says which files a name "
+            "stands for. It names patients: keep it to yourself.</p>",
             f"<table>{head}{cells}</table>",
         ]
-    parts += ["<h2>Accepted</h2>", "<p>Axial, coronal and sagittal, lung window, then mediastinal window. The patient's "
-              "right is on the left of the picture.</p>", *(_volume(folder, row) for row in accepted)]  # fmt: skip
+    parts += ["<h2>Accepted</h2>", "<p>Axial, coronal and sagittal, above in a lung window, below in a mediastinal one. The patient's "
+              "right is on the left of the picture. A click enlarges it.</p>", *(_volume(row) for row in accepted)]  # fmt: skip
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>CT data set</title>'
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
@@ -104,8 +114,12 @@ def _definitions(facts: dict[str, Any]) -> str:
     )
 
 
-def _volume(folder: Path, row: dict[str, Any]) -> str:
-    picture = base64.b64encode((folder / "records" / f"{row['volume']}.jpg").read_bytes()).decode()
+def _warning(text: str) -> str:
+    return f'<p class="warning">{escape(text)}</p>'
+
+
+def _volume(row: dict[str, Any]) -> str:
+    picture = f"records/{row['volume']}.jpg"
     tilt = f", gantry tilt of {row['tilt_degrees']:g} degrees corrected" if "tilt_degrees" in row else ""
     facts = {
         "Source": f"{row['kind']}, {_text(row['original_shape'])} voxels of {_text(row['original_spacing_mm'])} mm, "
@@ -115,10 +129,12 @@ def _volume(folder: Path, row: dict[str, Any]) -> str:
         "Lung, body width": f"{row['lung_ml']} ml, {row['body_width_mm']} mm",
         "List": row["section"],
     }
-    warnings = "".join(f'<p class="warning">{escape(text)}</p>' for text in row["warnings"])
+    warnings = "".join(map(_warning, row["warnings"]))
     return (
-        f'<section class="volume"><img alt="three planes" loading="lazy" src="data:image/jpeg;base64,{picture}">'
-        f"<div><code>{row['volume']}</code>{warnings}{_definitions(facts)}</div>{_histogram(row['histogram'], 200, 70)}</section>"
+        f'<section class="volume"><a href="{picture}"><img alt="three planes" loading="lazy" src="{picture}" '
+        f'width="{PICTURE_SIZE[0]}" height="{PICTURE_SIZE[1]}"></a>'
+        f"<div><code>{row['volume']}</code>{warnings}{_definitions(facts)}</div>"
+        f"{_histogram(row['histogram'], 200, 70)}</section>"
     )
 
 
@@ -127,9 +143,9 @@ def _histogram(counts: Sequence[int], width: int, height: int) -> str:
     top = max(max(counts), 1) ** 0.5
     bar = width / len(counts)
     bars = "".join(
-        f'<rect x="{index * bar:.1f}" y="{height * (1 - count**0.5 / top):.1f}" width="{bar:.1f}" '
-        f'height="{height * count**0.5 / top:.1f}"/>'
+        f"M{index * bar:.1f} {height}V{height * (1 - count**0.5 / top):.1f}h{bar:.1f}V{height}"
         for index, count in enumerate(counts)
+        if count
     )
     ticks = "".join(
         f'<text x="{width * (hu + 1024) / 2048:.0f}" y="{height + 14}" text-anchor="middle">{hu}</text>'
@@ -137,5 +153,5 @@ def _histogram(counts: Sequence[int], width: int, height: int) -> str:
     )
     return (
         f'<figure><svg width="{width}" height="{height + 18}" font-size="11" fill="#57606a">'
-        f'<g fill="#4a6fa5">{bars}</g>{ticks}</svg><figcaption>HU; height is the root of the count</figcaption></figure>'
+        f'<path fill="#4a6fa5" d="{bars}"/>{ticks}</svg><figcaption>HU; height is the root of the count</figcaption></figure>'
     )

@@ -1,46 +1,138 @@
-"""Work shared by processes of one machine."""
+"""Work shared by processes of one machine, any of which may die."""
 
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Iterable, Optional, Sequence
+import signal
+from collections import deque
+from contextlib import suppress
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection, wait
+from typing import Any, Callable, Iterable, Iterator, Optional, Sequence
 
-from torch.utils.data import DataLoader, Dataset
+import torch
 
 WORKER_BYTES = 2 * 1024**3  # what preparing a CT needs at most, see benchmarks/ingest.py
+_CONTROL_GROUP = "/sys/fs/cgroup/memory.max"  # what a container may take
 
 
-class _Mapped(Dataset):
-    """A function over a sequence, for the worker processes of a DataLoader."""
+class _Worker:
+    """A process that applies a function to what it is sent, one list of items after another."""
 
-    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
-        self.function, self.items = function, items
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.pipe, theirs = Pipe()
+        self.process = Process(target=_serve, args=(function, theirs, self.pipe), daemon=True)
+        self.process.start()
+        theirs.close()  # the worker's alone: its death is the end of the pipe
+        self.items: list[Any] = []
 
-    def __len__(self) -> int:
-        return len(self.items)
+    def send(self, items: list[Any]) -> None:
+        self.items = items
+        with suppress(OSError):  # it has just died, which is noticed when its answer is awaited
+            self.pipe.send(items)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.function(self.items[index])
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.join()
 
 
-def work(function: Callable[[Any], Any], items: Sequence[Any], num_workers: int, batch_size: int = 1) -> Iterable[Any]:
-    """Results in any order, from worker processes.
+def _serve(function: Callable[[Any], Any], pipe: Connection, parents: Connection) -> None:
+    parents.close()  # else the parent's death would not be noticed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    with suppress(EOFError, OSError):  # no more work, or nobody left to work for
+        while True:
+            pipe.send(_results(function, pipe.recv()))
 
-    Raises:
-        ValueError: in one line, when the system killed a worker.
-    """
-    loader = DataLoader(
-        _Mapped(function, items), batch_size, num_workers=num_workers, collate_fn=list, in_order=False, prefetch_factor=1
-    ) if num_workers else [[function(item)] for item in items]  # fmt: skip
+
+def _results(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     try:
-        for batch in loader:
-            yield from batch
-    except RuntimeError as error:
-        if "killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
-            raise
-        raise ValueError(
-            "a worker process was killed, likely for want of memory; lower num_workers, run again"
-        ) from None
+        return [function(item) for item in items]
+    except OSError:
+        raise SystemExit(1) from None  # not taken for the end of the pipe
+
+
+def work(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    num_workers: int,
+    died: Callable[[Any, str], Any],
+    batch_size: int = 1,
+) -> Iterator[Any]:
+    """Results in any order, from worker processes; a library that ends its process costs one item, not the rest.
+
+    Args:
+        function: of an item; it tells of failures in its result.
+        items: to work on.
+        num_workers: processes; at least one is used.
+        died: gives the result of an item at which two processes died, from the item and the cause in words. The second
+            works on it alone, so that memory which others took is no cause.
+        batch_size: items sent to a process at a time.
+    """
+    batches = [list(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
+    lost: list[Any] = []
+    for results, cause in _shared(function, batches, num_workers):
+        lost += results if cause else []
+        yield from [] if cause else results
+    for results, cause in _shared(function, [[item] for item in lost], 1):
+        yield from [died(item, cause) for item in results] if cause else results
+
+
+def _shared(
+    function: Callable[[Any], Any], batches: Iterable[list[Any]], num_workers: int
+) -> Iterator[tuple[list[Any], str]]:
+    """(results, '') of each batch, or (its items, why) where its process died."""
+    todo = deque(batches)
+    workers = [_Worker(function) for _ in range(min(max(num_workers, 1), len(todo)))]
+    try:
+        for worker in workers:
+            worker.send(todo.popleft())
+        while workers:
+            for pipe in wait([worker.pipe for worker in workers]):
+                worker = next(worker for worker in workers if worker.pipe is pipe)
+                try:
+                    yield worker.pipe.recv(), ""
+                except (EOFError, OSError):
+                    worker.stop()
+                    yield worker.items, _cause_of_death(worker.process.exitcode)
+                    workers[workers.index(worker)] = worker = _Worker(function) if todo else worker
+                if todo:
+                    worker.send(todo.popleft())
+                else:
+                    workers.remove(worker)
+                    worker.stop()
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+            worker.stop()
+
+
+def died(cause: str) -> str:
+    """The reason of a source at which its process ended."""
+    return f"the process that read it was {cause}"
+
+
+def _cause_of_death(exit_code: Optional[int]) -> str:
+    if exit_code == -9:  # SIGKILL, which Windows lacks
+        return "killed by the system, likely for want of memory"
+    if exit_code is not None and exit_code < 0:
+        return f"ended by {signal.Signals(-exit_code).name}"
+    return f"ended with status {exit_code}"
+
+
+def machine_memory() -> Optional[int]:
+    """Bytes of memory that this process may take at most; None where the system does not tell."""
+    limits = []
+    if hasattr(os, "sysconf"):  # not on Windows
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError), open(_CONTROL_GROUP) as file:  # no such group, or its limit is 'max'
+        limits.append(int(file.read()))
+    with suppress(ImportError):
+        import resource
+
+        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+    return min((limit for limit in limits if limit > 0), default=None)
 
 
 def worker_count(num_workers: Optional[int]) -> int:
@@ -50,5 +142,6 @@ def worker_count(num_workers: Optional[int]) -> int:
             raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
         return num_workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(cores, memory // WORKER_BYTES) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    memory = machine_memory()
+    most = cores if memory is None else min(cores, memory // WORKER_BYTES)
+    return max(1, most // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, Optional, Sequence
 
 import nibabel as nib
 import numpy as np
@@ -11,13 +11,16 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import SpatialResample
 
-from .anatomy import body_mask, box_centre, lung_mask
-from .hounsfield import AIR_HU, LOWEST_HU, hu_problem
+from .anatomy import body_mask, box_centre, lung_mask, lung_tissue
+from .dicom import LeftOut
+from .geometry import extent, require_plausible
+from .hounsfield import AIR_HU, LOWEST_HU, hu_problem, is_label_map
 from .intensity import HU, PAPER_COMPAT
 
 CENTERS = ("lungs", "body", "volume")
 _COARSE_MM = 4.0  # voxels in which body and lungs are looked for
-_MIN_LUNG_ML = 1000.0
+FIELD_OF_VIEW_MM = 320.0  # holds an adult chest; that of the training by default
+_LITTLE_LUNG_ML = 1000.0
 _BODY_WIDTH_MM = (150.0, 650.0)
 _PAPER_QUANTILE = 0.999
 
@@ -27,13 +30,6 @@ def ras_affine(centre: Sequence[float], size: Sequence[int], spacing: Sequence[f
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = np.asarray(centre) - np.multiply(spacing, np.asarray(size) - 1) / 2
     return affine
-
-
-def extent(shape: Sequence[int], affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest RAS coordinates (3,) that the voxels of a grid reach, in mm."""
-    corners = np.stack(np.meshgrid(*[(-0.5, side - 0.5) for side in shape], indexing="ij"), -1).reshape(-1, 3)
-    world = corners @ affine[:3, :3].T + affine[:3, 3]
-    return world.min(axis=0), world.max(axis=0)
 
 
 def resample(volume: MetaTensor, affine: np.ndarray, size: Sequence[int]) -> torch.Tensor:
@@ -83,16 +79,21 @@ def _pooling(factors: Sequence[int]) -> np.ndarray:
     return matrix
 
 
+def _millilitres(coarse_mask: np.ndarray) -> float:
+    return float(coarse_mask.sum() * _COARSE_MM**3 / 1000)
+
+
 class Preparation:
     """Turns a CT into a volume of the data set.
 
     Args:
         spacing: of the new voxels along x, y, z, in mm.
-        size: voxels along x, y, z.
+        size: voxels along x, y, z; None: as many as hold 320 mm.
         center: what the crop is centred on: 'lungs' (the body where little lung is found), 'body', or 'volume', the
             middle of the scan.
         remove_table: set what is outside the body to air.
         min_coverage: the scan covers at least this share of the crop along each axis.
+        min_lung_ml: the scan has at least so much lung, or it is no chest; 0 takes all.
         paper_compat: the published scaling instead of HU: clip at -1000 and at the volume's own 99.9 % quantile, to
             [0, 1].
 
@@ -103,19 +104,21 @@ class Preparation:
     def __init__(
         self,
         spacing: Sequence[float],
-        size: Sequence[int],
+        size: Optional[Sequence[int]],
         center: str = "lungs",
         remove_table: bool = False,
         min_coverage: float = 0.75,
+        min_lung_ml: float = 500.0,
         paper_compat: bool = False,
     ) -> None:
         if center not in CENTERS:
             raise ValueError(f"center must be one of {', '.join(CENTERS)}, got '{center}'")
         if not 0 <= min_coverage <= 1:
             raise ValueError(f"min_coverage must be 0 to 1, got {min_coverage}")
-        self.spacing, self.size = [float(value) for value in spacing], [int(side) for side in size]
+        self.spacing = [float(value) for value in spacing]
+        self.size = [int(side) for side in size or np.ceil(np.divide(FIELD_OF_VIEW_MM, self.spacing) - 1e-6)]
         self.center, self.remove_table = center, remove_table
-        self.min_coverage, self.paper_compat = min_coverage, paper_compat
+        self.min_coverage, self.min_lung_ml, self.paper_compat = min_coverage, min_lung_ml, paper_compat
 
     @property
     def intensity(self) -> str:
@@ -125,8 +128,12 @@ class Preparation:
         """(1, ...) in HU, any affine -> the new volume (X, Y, Z), its affine, and facts about it.
 
         Raises:
-            ValueError: with the reason, when it is not HU or too small.
+            LeftOut: when it is a label map.
+            ValueError: with the reason, when it is not HU, too small, too large to be true, or no chest.
         """
+        require_plausible(volume.shape[1:], np.asarray(volume.affine, float))
+        if is_label_map(volume.as_tensor()):
+            raise LeftOut("label map")
         problem = hu_problem(volume.as_tensor())
         if problem is not None:
             raise ValueError(problem)
@@ -141,7 +148,7 @@ class Preparation:
     def _look(self, volume: MetaTensor) -> tuple[dict[str, Any], np.ndarray]:
         """Sizes of body and lungs, warnings, and the centre in mm."""
         low, high = extent(volume.shape[1:], np.asarray(volume.affine, float))
-        grid = np.clip(np.ceil((high - low) / _COARSE_MM), 1, 512).astype(int)
+        grid = np.maximum(np.ceil((high - low) / _COARSE_MM), 1).astype(int)
         affine = ras_affine(((low + high) / 2).tolist(), grid.tolist(), [_COARSE_MM] * 3)
         steps = np.maximum(1, (_COARSE_MM / 2 / volume.pixdim.numpy()).astype(int))
         thinned = volume.as_tensor()[:, :: steps[0], :: steps[1], :: steps[2]]
@@ -149,17 +156,25 @@ class Preparation:
         coarse = resample(MetaTensor(thinned, affine=source), affine, grid.tolist())[0].numpy()
         body = body_mask(coarse, _COARSE_MM)
         lungs = lung_mask(coarse, body)
-        lung_ml = float(lungs.sum() * _COARSE_MM**3 / 1000)
+        lung_ml = _millilitres(lungs)
         width_mm = float(body.any(axis=(1, 2)).sum() * _COARSE_MM)
+        if lung_ml < self.min_lung_ml:
+            self._require_lung(max(lung_ml, _millilitres(lung_tissue(coarse, _COARSE_MM))))
         warnings = []
-        if lung_ml < _MIN_LUNG_ML:
+        if lung_ml < _LITTLE_LUNG_ML:
             warnings.append(f"only {lung_ml:.0f} ml of lung: is this a chest?")
         if body.any() and not _BODY_WIDTH_MM[0] <= width_mm <= _BODY_WIDTH_MM[1]:
             warnings.append(f"the body is {width_mm:.0f} mm wide: is the spacing right?")
-        masks = {"lungs": [lungs, body] if lung_ml >= _MIN_LUNG_ML else [body], "body": [body], "volume": []}
+        masks = {"lungs": [lungs, body] if lung_ml >= _LITTLE_LUNG_ML else [body], "body": [body], "volume": []}
         centres = [found for mask in masks[self.center] if (found := box_centre(mask)) is not None]
         centre = affine[:3, :3] @ centres[0] + affine[:3, 3] if centres else (low + high) / 2
         return {"lung_ml": round(lung_ml), "body_width_mm": round(width_mm), "warnings": warnings}, centre
+
+    def _require_lung(self, lung_ml: float) -> None:
+        if lung_ml < self.min_lung_ml:
+            raise ValueError(
+                f"no chest: only {lung_ml:.0f} ml of lung, less than min_lung_ml {self.min_lung_ml:g}; 0 takes it"
+            )
 
     def _coverage(self, volume: MetaTensor, affine: np.ndarray) -> list[float]:
         scan, crop = extent(volume.shape[1:], np.asarray(volume.affine, float)), extent(self.size, affine)

@@ -1,13 +1,19 @@
-"""Names of patients and volumes that say nothing about who they are."""
+"""Names of patients and volumes that say nothing about who they are, and the table that does."""
 
 from __future__ import annotations
 
+import csv
 import hmac
+import io
 import os
 import secrets
 from pathlib import Path
+from typing import Any, Mapping, Sequence
 
+from ..files import whole_file
 from .sources import Source
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets run
 
 
 class Pseudonym:
@@ -17,7 +23,7 @@ class Pseudonym:
         self.salt = salt.encode()
 
     def hash(self, text: str, digits: int) -> str:
-        return hmac.new(self.salt, text.encode(), "sha256").hexdigest()[:digits]
+        return hmac.new(self.salt, as_bytes(text), "sha256").hexdigest()[:digits]
 
     def patient(self, source: Source) -> str:
         return self.hash(f"patient {source.patient}", 12)
@@ -25,6 +31,11 @@ class Pseudonym:
     def of(self, source: Source) -> str:
         """The name of a source's volume."""
         return f"{self.patient(source)}_{self.hash(f'source {source.key}', 8)}"
+
+
+def as_bytes(text: str) -> bytes:
+    """Any text as bytes, names of files that are not UTF-8 included."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def read_salt(path: Path) -> str:
@@ -44,3 +55,25 @@ def read_salt(path: Path) -> str:
     if not salt:
         raise ValueError(f"salt_file {path} is empty")
     return salt
+
+
+def write_mapping(path: Path, records: Sequence[dict[str, Any]], sources: Mapping[str, Source]) -> None:
+    """Writes a CSV of which volume is which patient and path, for the user's eyes alone.
+
+    Cells that a spreadsheet would take for a formula get a quote in front.
+
+    Args:
+        path: of the table.
+        records: see `VolumeJob`.
+        sources: by the names of their volumes.
+    """
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["volume", "patient", "status", "reason", "patient_id", "path"])
+    for record in records:
+        source = sources[record["volume"]]
+        cells = [*(record[name] for name in ("volume", "patient", "status", "reason")), source.patient, source.path]
+        writer.writerow([f"'{cell}" if cell.startswith(_FORMULA) else cell for cell in cells])
+
+    with whole_file(path, private=True) as file:
+        file.write(as_bytes(table.getvalue()))

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
-from zipfile import BadZipFile
+import math
+import os
+import zipfile
+from typing import Sequence
 
 import numpy as np
 import torch
-from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.data import MetaTensor
 
 from ..files import PathLike
 from .dicom import Series, read_series
+from .geometry import one_volume, require_plausible
+from .itk_files import META_SUFFIXES, NRRD_SUFFIXES, read_itk
+from .nifti import PAIR_SUFFIXES, read_nifti
+from .reasons import reason_of
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".mhd", ".nrrd")
-RAD_CHEST_SUFFIX = ".npz"
 RAD_CHEST_SPACING = 0.8  # mm
+_KINDS = {
+    "NIfTI": (".nii", ".nii.gz", *PAIR_SUFFIXES),
+    "MetaImage": META_SUFFIXES,
+    "NRRD": NRRD_SUFFIXES,
+    "RAD-ChestCT": (".npz",),
+}
+VOLUME_SUFFIXES = tuple(suffix for suffixes in _KINDS.values() for suffix in suffixes)
+DATA_SUFFIXES = (".raw", ".zraw", ".raw.gz", ".img", ".img.gz")  # of the files beside a header
+HEADER_SUFFIXES = (*PAIR_SUFFIXES, ".mhd", ".nhdr")
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_NUMBERS = "iufcb"  # kinds of NumPy's dtypes
+_SMALL = (np.int8, np.uint8, np.int16)  # what int16 holds
+
+
+def kind_of(path: PathLike) -> str:
+    """What a file is by its name, for reports; 'file' where that says nothing."""
+    name = str(path).lower()
+    return next((kind for kind, suffixes in _KINDS.items() if name.endswith(suffixes)), "file")
+
+
+def parts_of(path: PathLike) -> tuple[str, ...]:
+    """The files that hold a volume: itself, and the data of the same name beside a header."""
+    name = str(path)
+    suffix = next((suffix for suffix in HEADER_SUFFIXES if name.lower().endswith(suffix)), "")
+    beside = [name[: -len(suffix)] + data for data in DATA_SUFFIXES] if suffix else []
+    return (name, *(data for stem in beside for data in (stem, stem.upper()) if os.path.isfile(data)))
 
 
 def read_dicom(series: Series) -> MetaTensor:
@@ -27,59 +56,52 @@ def read_dicom(series: Series) -> MetaTensor:
 def read_file(path: PathLike) -> MetaTensor:
     """A NIfTI, MetaImage, NRRD or RAD-ChestCT file as (1, ...), its values as they are stored.
 
+    What is odd in its header, but leaves one reading, stands in the `meta` of the tensor as 'warnings'.
+
     Raises:
         ValueError: with the reason, when it cannot be read or its geometry is not known.
     """
-    name = str(path).lower()
-    if name.endswith(RAD_CHEST_SUFFIX):
-        return _read_rad_chest(path)
     try:
-        array, meta = _read_nifti(path) if name.endswith(NIFTI_SUFFIXES) else _read_itk(path)
-    except _NoOrientation as error:
-        raise ValueError(str(error)) from None
-    except Exception:  # readers raise whatever they like on a broken file
-        raise ValueError("cannot be read as a volume; remove it or export it again") from None
-    if array.ndim != 3:
-        raise ValueError(f"not one 3D volume: its shape is {array.shape}")
-    affine = np.asarray(meta["affine"], float)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise ValueError("its geometry is not known: the voxel size is zero or not a number")
-    dtype = np.int16 if array.dtype in (np.int8, np.uint8, np.int16) else np.float32
-    return MetaTensor(torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))[None], affine=affine)
+        array, affine, warnings = _read(path)
+        if array.dtype.kind not in _NUMBERS:
+            raise ValueError("its voxels are no single numbers: colours, text or records")
+        if array.dtype.kind == "c":
+            if array.imag.any():
+                raise ValueError("its voxels are complex numbers, HU are real")
+            array = array.real
+        dtype = np.int16 if array.dtype in _SMALL else np.float32
+        values = torch.from_numpy(np.require(array, dtype, ["C", "W"]))[None]
+    except Exception as error:  # readers raise whatever they like on a broken file
+        raise ValueError(reason_of(error)) from None
+    return MetaTensor(values, affine=affine, meta={"warnings": warnings} if warnings else None)
 
 
-class _NoOrientation(Exception):
-    pass
+def _read(path: PathLike) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
+    kind = kind_of(path)
+    if kind == "NIfTI":
+        return read_nifti(path)
+    return (*(_read_rad_chest(path) if kind == "RAD-ChestCT" else read_itk(path)), [])
 
 
-def _read_nifti(path: PathLike) -> tuple[np.ndarray, dict[str, Any]]:
-    reader = NibabelReader()
-    image = reader.read(path)
-    if not (image.header["sform_code"] or image.header["qform_code"]):
-        raise _NoOrientation("its orientation is not known: sform_code and qform_code are 0")
-    return reader.get_data(image)
-
-
-def _read_itk(path: PathLike) -> tuple[np.ndarray, dict[str, Any]]:
-    reader = ITKReader()
-    return reader.get_data(reader.read(path))
-
-
-def _read_rad_chest(path: PathLike) -> MetaTensor:
+def _read_rad_chest(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
     """RAD-ChestCT stores HU as (slice, row, column), from the head down, as a radiologist looks at the slices.
 
     Source: rachellea/ct-volume-preprocessing, which made the data set; the origin is not kept there.
     """
     try:
-        with np.load(path) as content:
-            array = content["ct"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        raise ValueError("no RAD-ChestCT file: it has no readable array 'ct'") from None
-    if array.ndim != 3:
-        raise ValueError(f"not one 3D volume: its shape is {array.shape}")
+        with zipfile.ZipFile(path) as archive, archive.open("ct.npy") as file:
+            version = np.lib.format.read_magic(file)
+            stored, _, dtype = _NPY_HEADERS[version](file)
+            whole = math.prod(stored) * dtype.itemsize <= archive.getinfo("ct.npy").file_size
+        if not whole or dtype.kind not in _NUMBERS:
+            raise ValueError
+    except Exception:  # zipfile and NumPy raise many kinds
+        raise ValueError("no RAD-ChestCT file: it has no readable array 'ct' of numbers") from None
+    shape = one_volume(stored)
     # columns run to the patient's left, rows to the back, slices to the feet
     affine = np.zeros((4, 4))
     affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = *[-RAD_CHEST_SPACING] * 3, 1.0
-    affine[:3, 3] = -affine[:3, :3] @ ((np.array(array.shape) - 1) / 2)
-    dtype = np.int16 if array.dtype == np.int16 else np.float32
-    return MetaTensor(torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))[None], affine=affine)
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    require_plausible(shape, affine)
+    with np.load(path) as content:
+        return content["ct"].reshape(shape), affine

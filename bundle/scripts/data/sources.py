@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -14,9 +13,12 @@ from monai.data import MetaTensor
 
 from ..files import PathLike
 from .dicom import MIN_SLICES, BadSeries, LeftOut, Refused, Series, Slice, assemble, is_dicom, read_slices
-from .readers import RAD_CHEST_SUFFIX, VOLUME_SUFFIXES, read_dicom, read_file
+from .places import Listed, list_files
+from .readers import DATA_SUFFIXES, VOLUME_SUFFIXES, kind_of, parts_of, read_dicom, read_file
+from .reasons import reason_of
 
-FILE_SUFFIXES = (*VOLUME_SUFFIXES, RAD_CHEST_SUFFIX)
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+_LABEL_FOLDERS = {"labelstr", "labelsts", "labelsval", "segmentations"}  # of nnU-Net and TotalSegmentator
 Mapper = Callable[[Callable[[str], "Inspected"], Sequence[str]], Iterable["Inspected"]]
 
 
@@ -65,24 +67,29 @@ class Findings:
 
 def inspect_file(path: str) -> Inspected:
     """Says what a file is, from its name and its first bytes; a DICOM file's header is read."""
-    file = Path(path)
+    name = path.lower()
     try:
-        if file.name.lower().endswith(FILE_SUFFIXES):
-            if os.path.getsize(path) == 0:
-                return Inspected(path, reason="the file is empty")
-            open(path, "rb").close()
-            return Inspected(path, is_volume=True)
         if os.path.getsize(path) == 0:
             return Inspected(path, reason="the file is empty")
-        if not is_dicom(file):
+        with open(path, "rb") as file:
+            start = file.read(4)
+        if name.endswith(DATA_SUFFIXES):
+            return Inspected(path, reason="raw data without a header", left_out=True)
+        if name.endswith(".hdr") and 348 not in (int.from_bytes(start, "little"), int.from_bytes(start, "big")):
+            return Inspected(path, reason="no CT format", left_out=True)  # other programs call their files so too
+        if name.endswith(VOLUME_SUFFIXES):
+            return Inspected(path, is_volume=True)
+        if name.endswith(_ARCHIVES):
+            return Inspected(path, reason="archive, to be unpacked first", left_out=True)
+        if not is_dicom(Path(path)):
             return Inspected(path, reason="no CT format", left_out=True)
-        return Inspected(path, slices=tuple(read_slices(file)))
+        return Inspected(path, slices=tuple(read_slices(path)))
     except LeftOut as error:
         return Inspected(path, reason=str(error), left_out=True)
     except Refused as error:
         return Inspected(path, reason=str(error), patient=error.patient, series=f"{error.study}/{error.series}")
-    except OSError as error:
-        return Inspected(path, reason=f"cannot be opened: {error.strerror}")
+    except Exception as error:  # one file never stops the others
+        return Inspected(path, reason=reason_of(error))
 
 
 def find_sources(
@@ -93,6 +100,8 @@ def find_sources(
 ) -> Findings:
     """Finds all CT in folders, lists of files (.txt, a path per line) or datalists (.json).
 
+    A file is one source, whatever number of places and links lead to it; files of one name in two places are two.
+
     Args:
         places: one or several of them.
         patient_from: regular expression that finds the patient in a file's path below its place, by its first group
@@ -101,13 +110,44 @@ def find_sources(
         mapper: applies `inspect_file` to many paths; `map` of any kind of pool.
 
     Raises:
-        ValueError: in one line, when a place is missing, or patient_from does not fit.
+        ValueError: in one line, when a place is missing, or patient_from fits no path at all.
     """
+    pattern = _patient_pattern(patient_from)
     findings = Findings()
-    for place in [places] if isinstance(places, (str, Path)) else places:
-        _add_place(findings, Path(place), _patient_pattern(patient_from), min_slices, mapper)
-    findings.sources.sort(key=lambda source: source.key)
+    files = list_files([places] if isinstance(places, (str, Path)) else places, findings.left_out)
+    slices: list[Slice] = []
+    refused: dict[tuple[str, ...], list[Inspected]] = {}
+    wanted = [path for path, file in files.items() if not _is_label_map(file, findings)]
+    to_open = [path for path in wanted if not files[path].reason]
+    for found in mapper(inspect_file, to_open):
+        if found.left_out:
+            findings.left_out[found.reason] += 1
+        elif found.slices:
+            slices += found.slices
+        elif found.series:
+            refused.setdefault((found.patient, found.series, found.reason), []).append(found)
+        else:
+            findings.sources.append(_file_source(found.path, files[found.path], found.reason))
+    findings.sources += [_file_source(path, files[path], files[path].reason) for path in wanted if files[path].reason]
+    findings.sources += [_refused_source(same, files) for same in refused.values()]
+    findings.sources += [_series_source(result, files) for result in assemble(slices, min_slices)]
+    sources = findings.sources if pattern is None else _renamed(findings.sources, files, pattern)
+    findings.sources = _unlike(sources, files)
     return findings
+
+
+def _is_label_map(file: Listed, findings: Findings) -> bool:
+    folders = {part.lower() for part in Path(file.relative).parts[:-1]}
+    named_so = bool(folders & _LABEL_FOLDERS) and file.relative.lower().endswith(VOLUME_SUFFIXES)
+    findings.left_out["label map"] += named_so
+    return named_so
+
+
+def _file_source(path: str, file: Listed, reason: str) -> Source:
+    kind = "folder" if file.is_folder else kind_of(path)
+    return Source(
+        file.key, patient=file.key, path=path, kind=kind, files=parts_of(path), reason=reason, section=file.section
+    )
 
 
 def _patient_pattern(text: Optional[str]) -> Optional[re.Pattern]:
@@ -117,134 +157,57 @@ def _patient_pattern(text: Optional[str]) -> Optional[re.Pattern]:
         raise ValueError(f"patient_from '{text}' is no regular expression: {error}") from None
 
 
-def _add_place(findings: Findings, place: Path, pattern: Optional[re.Pattern], min_slices: int, mapper: Mapper) -> None:
-    root = place if place.is_dir() else place.parent
-    sections = _listed(place, findings) if place.is_file() else dict.fromkeys(_walk(place, findings), "")
-
-    def patient_of(path: str, fallback: str) -> str:
-        if pattern is None:
-            return fallback
-        relative = os.path.relpath(path, root)
-        match = pattern.search(relative)
-        if match is None:
-            raise ValueError(f"patient_from '{pattern.pattern}' finds no patient in {relative}")
-        return match.group(1) if pattern.groups else match.group(0)
-
-    slices: list[Slice] = []
-    refused: dict[tuple[str, ...], list[Inspected]] = {}
-    for found in mapper(inspect_file, list(sections)):
-        relative = os.path.relpath(found.path, root)
-        if found.left_out:
-            findings.left_out[found.reason] += 1
-        elif found.slices:
-            slices += found.slices
-        elif found.series:
-            refused.setdefault((found.patient, found.series, found.reason), []).append(found)
-        else:
-            findings.sources.append(
-                Source(
-                    key=relative,
-                    patient=patient_of(found.path, relative),
-                    path=found.path,
-                    kind=_kind(found.path),
-                    files=(found.path,),
-                    reason=found.reason,
-                    section=sections[found.path],
-                )
-            )
-    for files in refused.values():
-        findings.sources.append(_refused_source(files, sections, root, patient_of))
-    series = [_series_source(result, sections, patient_of) for result in assemble(slices, min_slices)]
-    counts = Counter(source.key for source in series)
-    for source in series:  # of patients who got the same UIDs
-        key = f"{source.key}/{os.path.relpath(source.files[0], root)}" if counts[source.key] > 1 else source.key
-        findings.sources.append(replace(source, key=key))
+def _renamed(sources: Sequence[Source], files: dict[str, Listed], pattern: re.Pattern) -> list[Source]:
+    """Sources with the patient that a pattern finds in their paths; those where it finds none are bad ones."""
+    renamed, found_in = [], 0
+    for source in sources:
+        match = pattern.search(files[source.files[0]].relative)
+        patient = match and (match.group(1) if pattern.groups else match.group(0))
+        found_in += bool(patient)
+        reason = source.reason or ("" if patient else "patient_from finds no patient in its path")
+        renamed.append(replace(source, patient=patient or source.patient, reason=reason))
+    if sources and not found_in:
+        raise ValueError(f"patient_from '{pattern.pattern}' finds no patient in any path of {len(sources)} sources")
+    return renamed
 
 
-def _refused_source(
-    found: Sequence[Inspected], sections: dict[str, str], root: Path, patient_of: Callable[[str, str], str]
-) -> Source:
+def _unlike(sources: Sequence[Source], files: dict[str, Listed]) -> list[Source]:
+    """Sources in the order of their keys, no two of which are equal, as those of patients with the same UIDs are."""
+    keys = Counter(source.key for source in sources)
+    unlike = [
+        replace(source, key=f"{source.key}/{files[source.files[0]].key}") if keys[source.key] > 1 else source
+        for source in sources
+    ]
+    return sorted(unlike, key=lambda source: source.key)
+
+
+def _refused_source(found: Sequence[Inspected], files: dict[str, Listed]) -> Source:
     """One source for all files of a series that are refused for one reason."""
-    files = sorted(item.path for item in found)
-    relative = os.path.relpath(files[0], root)
+    paths = sorted(item.path for item in found)
+    first = files[paths[0]]
     return Source(
-        key=relative,
-        patient=patient_of(files[0], found[0].patient or relative),
-        path=files[0] if len(files) == 1 else str(Path(files[0]).parent),
+        key=first.key,
+        patient=found[0].patient or first.key,
+        path=paths[0] if len(paths) == 1 else str(Path(paths[0]).parent),
         kind="DICOM series",
-        files=tuple(files),
-        num_slices=len(files),
-        reason=found[0].reason + (f" ({len(files)} files)" if len(files) > 1 else ""),
-        section=sections[files[0]],
+        files=tuple(paths),
+        num_slices=len(paths),
+        reason=found[0].reason + (f" ({len(paths)} files)" if len(paths) > 1 else ""),
+        section=first.section,
     )
 
 
-def _series_source(
-    result: Union[Series, BadSeries], sections: dict[str, str], patient_of: Callable[[str, str], str]
-) -> Source:
+def _series_source(result: Union[Series, BadSeries], files: dict[str, Listed]) -> Source:
     first = min(result.slices, key=lambda item: (item.path, item.frame))
     stack = f"{first.shape}/{first.orientation}/{first.instance}/{first.frame}"
     return Source(
         key=f"{first.patient}/{first.study}/{first.series}/{stack}",
-        patient=patient_of(first.path, first.patient),
+        patient=first.patient,
         path=str(Path(first.path).parent),
         kind="DICOM series",
         series=result if isinstance(result, Series) else None,
         files=tuple(sorted({item.path for item in result.slices})),
         num_slices=len(result.slices),
         reason=result.reason if isinstance(result, BadSeries) else "",
-        section=sections[first.path],
+        section=files[first.path].section,
     )
-
-
-def _walk(folder: Path, findings: Findings) -> list[str]:
-    """All files below a folder but hidden ones, sorted; folders that cannot be read become bad sources."""
-    if not folder.is_dir():
-        raise ValueError(f"source_dir {folder} is no folder, list or datalist")
-
-    def refuse(error: OSError) -> None:
-        path = str(error.filename)
-        reason = f"the folder cannot be opened: {error.strerror}"
-        findings.sources.append(Source(path, path, path, "folder", reason=reason))
-
-    paths = []
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [os.path.join(parent, name) for name in sorted(files) if not name.startswith(".")]
-    return [path for path in paths if not _is_raw_data_of_another(path)]
-
-
-def _is_raw_data_of_another(path: str) -> bool:
-    return path.lower().endswith((".raw", ".zraw"))  # of .mhd
-
-
-def _listed(file: Path, findings: Findings) -> dict[str, str]:
-    """Paths in a list or datalist, with the section of the datalist; a folder stands for its files."""
-    try:
-        if file.suffix.lower() == ".json":
-            content = json.loads(file.read_text())
-            entries = [(item["image"], section) for section in ("training", "validation") for item in content[section]]
-        else:
-            entries = [(line.strip(), "") for line in file.read_text().splitlines() if line.strip()]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"source_dir {file} is neither a datalist nor a list of one path per line") from None
-    paths = {}
-    for entry, section in entries:
-        path = file.parent / entry
-        if not path.exists():
-            raise ValueError(f"source_dir {file} names {entry}, which does not exist")
-        paths.update(dict.fromkeys(_walk(path, findings) if path.is_dir() else [str(path)], section))
-    return paths
-
-
-def _kind(path: str) -> str:
-    name = path.lower()
-    for kind, suffixes in (
-        ("NIfTI", (".nii", ".nii.gz")),
-        ("MetaImage", (".mha", ".mhd")),
-        ("NRRD", (".nrrd",)),
-        ("RAD-ChestCT", (RAD_CHEST_SUFFIX,)),
-    ):
-        if name.endswith(suffixes):
-            return kind
-    return "file"

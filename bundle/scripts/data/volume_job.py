@@ -5,24 +5,38 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from PIL import Image
 
 from ..files import whole_file, write_text
-from .dicom import MAX_TILT_DEGREES
+from .dicom import MAX_TILT_DEGREES, LeftOut
 from .intensity import to_hu
 from .nifti import save_nifti
-from .pictures import preview_picture
+from .parallel import died
+from .pictures import LUNG_WINDOW, MEDIASTINAL_WINDOW, preview_picture
 from .preparation import Preparation
 from .pseudonyms import Pseudonym
+from .reasons import reason_of
 from .sources import Source
 
 HISTOGRAM_EDGES = np.linspace(-1024, 1024, 65)  # HU
-_THUMBNAIL_PIXELS = 96
+_WINDOWS = (LUNG_WINDOW, MEDIASTINAL_WINDOW)  # a row of the picture each
+_PLANE_PIXELS = 256
+PICTURE_SIZE = (3 * (_PLANE_PIXELS + 2), len(_WINDOWS) * (_PLANE_PIXELS + 2))  # width, height
+
+
+class _Volume(NamedTuple):
+    """A prepared volume (X, Y, Z) that is not written yet."""
+
+    values: np.ndarray
+    affine: np.ndarray
+    picture: Image.Image
+    facts: dict[str, Any]
 
 
 class VolumeJob:
@@ -40,6 +54,9 @@ class VolumeJob:
     def image_path(self, name: str) -> Path:
         return self.folder / "volumes" / f"{name}.nii.gz"
 
+    def picture_path(self, name: str) -> Path:
+        return self.folder / "records" / f"{name}.jpg"
+
     def record_path(self, name: str) -> Path:
         return self.folder / "records" / f"{name}.json"
 
@@ -48,10 +65,10 @@ class VolumeJob:
         name = self.pseudonym.of(source)
         try:
             record = json.loads(self.record_path(name).read_text())
-        except (OSError, ValueError):
+            same = record["status"] == "accepted" and record["source_state"] == self._state(source)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, damaged, or the source is gone
             return None
-        there = self.image_path(name).is_file() and record["status"] == "accepted"
-        return record if there and record["source_state"] == self._state(source) else None
+        return record if same and self.image_path(name).is_file() and self.picture_path(name).is_file() else None
 
     def _state(self, source: Source) -> str:
         """Changes when a file of the source does."""
@@ -61,18 +78,28 @@ class VolumeJob:
     def __call__(self, source: Source) -> dict[str, Any]:
         """Writes the volume, a picture and, last, the record; a source that cannot be used has a record alone.
 
-        Where nothing can be written, the record that is returned has the status 'stopped'.
+        Whatever a library raises rejects the source with a reason. Where nothing can be written, the record that is
+        returned has the status 'stopped'; one of something that is no CT is 'left out' and not written.
         """
-        try:
-            return self._make(source)
-        except OSError as error:  # the disk is full; an exception would come out of a worker with a traceback
-            return {"status": "stopped", "reason": error.strerror}
-
-    def _make(self, source: Source) -> dict[str, Any]:
         torch.set_num_threads(1)
-        name = self.pseudonym.of(source)
-        record: dict[str, Any] = {
-            "volume": name,
+        record, volume = self._begun(source), None
+        if not source.reason:
+            try:
+                volume = self._prepared(source)
+                record |= {"status": "accepted", **volume.facts}
+            except LeftOut as error:
+                return record | {"status": "left out", "reason": str(error)}
+            except Exception as error:
+                record["reason"] = reason_of(error)
+        return self._written(record, volume)
+
+    def reject(self, source: Source, cause: str) -> dict[str, Any]:
+        """The record of a source at which the process of a worker ended."""
+        return self._written(self._begun(source) | {"reason": died(cause)}, None)
+
+    def _begun(self, source: Source) -> dict[str, Any]:
+        return {
+            "volume": self.pseudonym.of(source),
             "patient": self.pseudonym.patient(source),
             "section": source.section,
             "kind": source.kind,
@@ -80,32 +107,34 @@ class VolumeJob:
             "status": "rejected",
             "reason": source.reason,
         }
-        if not source.reason:
-            try:
-                record |= self._prepare(source, name)
-            except ValueError as error:
-                record["reason"] = str(error)
-            except MemoryError:
-                record["reason"] = "too large for the memory of this machine"
-        write_text(self.record_path(name), json.dumps(record, indent=1) + "\n")
-        return record
 
-    def _prepare(self, source: Source, name: str) -> dict[str, Any]:
+    def _prepared(self, source: Source) -> _Volume:
         state = self._state(source)
         volume = source.read()
         facts = _original_facts(volume)
         if source.series is not None and source.series.tilt_degrees > MAX_TILT_DEGREES:
             facts["tilt_degrees"] = round(source.series.tilt_degrees, 1)
+        warnings = list(volume.meta.get("warnings", []))
         values, affine, more = self.preparation(volume)
         del volume
         size_mm = [side * mm for side, mm in zip(self.preparation.size, self.preparation.spacing)]
         shown = to_hu(values, self.preparation.intensity)
-        picture = preview_picture([shown], size_mm, _THUMBNAIL_PIXELS)
-        save_nifti(values, affine, self.image_path(name), "CT", self.preparation.intensity)
-        with whole_file(self.record_path(name).with_suffix(".jpg")) as file:
-            picture.save(file, format="jpeg", quality=80)
+        rows = [np.asarray(preview_picture([shown], size_mm, _PLANE_PIXELS, [window])) for window in _WINDOWS]
         histogram = np.histogram(np.clip(shown, HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1]), HISTOGRAM_EDGES)[0].tolist()
-        return {"status": "accepted", **facts, **more, "histogram": histogram, "source_state": state}
+        more |= {"warnings": warnings + more["warnings"], "histogram": histogram, "source_state": state}
+        return _Volume(values, affine, Image.fromarray(np.vstack(rows)), {**facts, **more})
+
+    def _written(self, record: dict[str, Any], volume: Optional[_Volume]) -> dict[str, Any]:
+        name = record["volume"]
+        try:
+            if volume is not None:
+                save_nifti(volume.values, volume.affine, self.image_path(name), "CT", self.preparation.intensity)
+                with whole_file(self.picture_path(name)) as file:
+                    volume.picture.save(file, format="jpeg", quality=80)
+            write_text(self.record_path(name), json.dumps(record, indent=1) + "\n")
+        except OSError as error:  # the disk is full; an exception would come out of a worker with a traceback
+            return {"status": "stopped", "reason": error.strerror}
+        return record
 
 
 def _original_facts(volume: MetaTensor) -> dict[str, Any]:
