@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_series import base, save, truncate
-from ingest import write_chest
 
+from ingest import write_chest
 from scripts.data import grid_affine
 from scripts.data.sources import find_sources
 
@@ -85,7 +85,7 @@ def test_file_that_cannot_be_opened_is_named(monkeypatch, tmp_path):
         ({"spacing": 0}, ["positive"]),
         ({"num_workers": -1}, ["num_workers"]),
         ({"patient_from": "("}, ["patient_from", "("]),
-        ({"patient_from": "NLST-[0-9]+"}, ["patient_from", "NLST", "a.nii.gz"]),
+        ({"patient_from": "NLST-[0-9]+"}, ["patient_from", "NLST", "1 sources"]),
         ({"mapping_file": "set/map.csv"}, ["mapping_file", "dataset_dir"]),
     ],
 )
