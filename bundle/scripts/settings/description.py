@@ -187,10 +187,11 @@ _PREPROCESS = {
     "source_dir": Setting(FOLDERS, "folder, list of files (.txt) or datalist (.json), or several of them"),
     "dataset_dir": Setting(FOLDER, "the data set, outside source_dir; a broken run continues"),
     "spacing": Setting(maybe(lengths(100)), "of the new voxels; null: 1, or 0.8 for RAD-ChestCT", "mm"),
-    "size": Setting(sides(8, 2048), "of the new volumes", "voxels"),
+    "size": Setting(maybe(sides(8, 2048)), "of the new volumes; null: as many as hold 320 mm", "voxels"),
     "center": Setting(choice("lungs", "body", "volume"), "the middle of the crop"),
     "remove_table": Setting(SWITCH, "what is outside the body becomes air"),
     "min_coverage": Setting(_SHARE, "a scan that covers less of the crop along an axis is rejected"),
+    "min_lung_ml": Setting(number(least=0), "a scan with less lung is no chest and rejected; 0: all are taken", "ml"),
     "min_slices": Setting(whole(1, 100_000), "of a DICOM series", "slices"),
     "paper_compat": Setting(SWITCH, "scales each volume by its own quantile as published, which loses HU"),
     "patient_from": Setting(
@@ -198,7 +199,8 @@ _PREPROCESS = {
     ),
     "salt_file": Setting(maybe(FILE), "secret of the pseudonyms; null: DATASET_DIR.salt"),
     "mapping_file": Setting(maybe(FILE), "CSV of which volume is which patient; null: not written"),
-    "num_workers": Setting(maybe(whole(0, 256)), "processes; null: one per core and 2 GiB of memory"),
+    "remove_missing": Setting(SWITCH, "deletes the volumes of sources that are gone"),
+    "num_workers": Setting(maybe(whole(0, 256)), "processes, at least one; null: one per core and 2 GiB of memory"),
     "dry_run": Setting(SWITCH, "tells what would be done, and writes nothing"),
 }
 
