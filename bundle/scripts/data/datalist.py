@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, Union
 
 from .dicom import MAX_TILT_DEGREES, MIN_SLICES
 from .intensity import HU, PAPER_COMPAT
+from .pseudonyms import as_bytes
 from .sources import find_sources
 
 VALIDATION_SHARE = 0.1
@@ -79,6 +81,8 @@ def _prepared(folder: Path) -> dict[str, list[dict[str, Any]]]:
         if not items:
             raise ValueError(f"{folder / 'dataset.json'} has an empty list '{section}'")
         for item in items:
+            if os.path.commonpath([os.path.abspath(folder), os.path.abspath(item["image"])]) != os.path.abspath(folder):
+                raise ValueError(f"{folder / 'dataset.json'} names {item['image']}, which lies outside its folder")
             if not Path(item["image"]).is_file():
                 raise ValueError(f"{folder / 'dataset.json'} names {item['image']}, which does not exist")
     return lists
@@ -101,6 +105,6 @@ def _scan(folder: Path) -> dict[str, list[dict[str, Any]]]:
         raise ValueError(f"dataset_dir {folder} holds no NIfTI, MetaImage, NRRD file or DICOM series")
     if len(items) == 1:  # one volume can be overfitted, which is how a first try looks
         return {"training": [dict(items[0])], "validation": [dict(items[0])]}
-    items.sort(key=lambda item: hashlib.sha256(Path(item["image"]).name.encode()).hexdigest())
+    items.sort(key=lambda item: hashlib.sha256(as_bytes(Path(item["image"]).name)).hexdigest())
     count = max(1, round(VALIDATION_SHARE * len(items)))
     return {"training": items[count:], "validation": items[:count]}

@@ -234,6 +234,8 @@ def _finish(
         content[section] = [{"image": f"volumes/{name}.nii.gz", "patient": patients[name]} for name in names]
     if any(lists.values()):
         write_text(folder / "dataset.json", json.dumps(content, indent=4) + "\n")
+    else:
+        (folder / "dataset.json").unlink(missing_ok=True)  # of an earlier run whose sources are bad now
     write_reports(folder, records, findings.left_out, content, notes)
     return notes
 
@@ -291,7 +293,6 @@ def _summarize(
         print(f"warning: {note}")
     if rejected and mapping_file is None:
         name = folder.with_name(f"{folder.name}.mapping.csv")
-        print(
-            f"to see which files were rejected, repeat the command with --mapping_file {shlex.quote(str(name))}, for you alone"
-        )
+        told = f"--mapping_file {shlex.quote(str(name))}"
+        print(f"to see which files were rejected, repeat the command with {told}, for you alone")
     print(f"see {folder / 'report.html'}")

@@ -117,7 +117,8 @@ def find_sources(
     files = list_files([places] if isinstance(places, (str, Path)) else places, findings.left_out)
     slices: list[Slice] = []
     refused: dict[tuple[str, ...], list[Inspected]] = {}
-    wanted = [path for path, file in files.items() if not _is_label_map(file, findings)]
+    wanted = [path for path, file in files.items() if not _is_label_map(file)]
+    findings.left_out["label map"] += len(files) - len(wanted)
     to_open = [path for path in wanted if not files[path].reason]
     for found in mapper(inspect_file, to_open):
         if found.left_out:
@@ -136,11 +137,9 @@ def find_sources(
     return findings
 
 
-def _is_label_map(file: Listed, findings: Findings) -> bool:
+def _is_label_map(file: Listed) -> bool:
     folders = {part.lower() for part in Path(file.relative).parts[:-1]}
-    named_so = bool(folders & _LABEL_FOLDERS) and file.relative.lower().endswith(VOLUME_SUFFIXES)
-    findings.left_out["label map"] += named_so
-    return named_so
+    return bool(folders & _LABEL_FOLDERS) and file.relative.lower().endswith(VOLUME_SUFFIXES)
 
 
 def _file_source(path: str, file: Listed, reason: str) -> Source:
