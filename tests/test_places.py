@@ -62,12 +62,15 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path):
     source = tmp_path / "in"
     (source / "p1").symlink_to(tmp_path / "store" / "p1")
     (source / "self").symlink_to(source / "self")
-    (source / "gone.nii.gz").symlink_to(source / "nowhere")
+    for name in ("gone", "gone.nii.gz"):
+        (source / name).symlink_to(source / "nowhere")
     (tmp_path / "store" / "p1" / "back").symlink_to(source)
     (source / "up").symlink_to(tmp_path)
     sources = {source.key: source.reason for source in find_sources(source).sources}
     assert sources.pop("p1/a.nii.gz") == sources.pop("b.nii.gz") == ""
-    assert set(sources) == {"self", "gone.nii.gz"} and all("cannot be opened" in reason for reason in sources.values())
+    assert set(sources) == {"self", "gone", "gone.nii.gz"} and all(
+        "cannot be opened" in reason for reason in sources.values()
+    )
     assert left_out(source) == {"link to a folder above source_dir": 1}
 
 

@@ -85,7 +85,7 @@ class _Walker:
             self.left_out["file met before"] += 1
 
     def _is_new(self, path: str) -> bool:
-        real = os.path.realpath(path)
+        real = os.path.realpath(path) if os.path.exists(path) else path  # broken links are told one by one
         new = real not in self.met
         self.met.add(real)
         return new
