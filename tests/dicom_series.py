@@ -10,6 +10,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from scripts.data.dicom import BadSeries, Series, assemble, read_slices
+
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -83,10 +85,25 @@ def write_series(
     return paths
 
 
-def write_enhanced(path, volume, origin=(-10.0, -20.0, -5.0), spacing=(2.0, 1.5), step=(0.0, 0.0, 3.0), order=None):
-    """Writes HU (slices, rows, columns) as one multi-frame file, its frames in any order."""
+def write_enhanced(
+    path, volume, origin=(-10.0, -20.0, -5.0), spacing=(2.0, 1.5), step=(0.0, 0.0, 3.0), order=None, groups=None, **tags
+):
+    """Writes HU (slices, rows, columns) as one multi-frame file.
+
+    Args:
+        path: of the file.
+        volume: HU.
+        origin: as in `write_series`.
+        spacing: as in `write_series`.
+        step: as in `write_series`.
+        order: the number of the slice for each frame; as many slices as frames in their order without it.
+        groups: a dictionary for each slice, of functional groups by name, each one a dictionary of tags or None where it
+            is empty; 'place' is the number of the slice along the patient.
+        tags: as in `write_series`.
+    """
     order = list(range(len(volume)) if order is None else order)
-    item = base(volume[order], ("enhanced",), SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=len(volume))
+    groups = [{}] * len(volume) if groups is None else groups
+    item = base(volume[order], ("enhanced",), SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=len(volume), **tags)
     del item.RescaleIntercept, item.RescaleSlope
     item.SharedFunctionalGroupsSequence = Sequence([Dataset()])
     shared = item.SharedFunctionalGroupsSequence[0]
@@ -96,9 +113,12 @@ def write_enhanced(path, volume, origin=(-10.0, -20.0, -5.0), spacing=(2.0, 1.5)
     shared.PixelValueTransformationSequence = Sequence([rescale])
     frames = []
     for i in order:
-        frame = Dataset()
-        place = np.add(origin, np.multiply(step, i)).tolist()
-        frame.PlanePositionSequence = Sequence([_group(ImagePositionPatient=place)])
+        frame, place = Dataset(), groups[i].get("place", i)
+        position = np.add(origin, np.multiply(step, place)).tolist()
+        frame.PlanePositionSequence = Sequence([_group(ImagePositionPatient=position)])
+        for name, content in groups[i].items():
+            if name != "place":
+                setattr(frame, name, Sequence([] if content is None else [_group(**content)]))
         frames.append(frame)
     item.PerFrameFunctionalGroupsSequence = Sequence(frames)
     return save(item, path)
@@ -118,6 +138,27 @@ def rewrite(path, change):
     item.save_as(path)
 
 
+def compress(path, syntax, quality=None):
+    """Compresses the pixels of a written file by GDCM, without loss where no quality (up to 100) is given."""
+    import gdcm
+
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    if quality is not None:
+        codec = gdcm.JPEGCodec()
+        codec.SetLossless(False)
+        codec.SetQuality(quality)
+        change.SetUserCodec(codec)
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
 def truncate(path, share=0.5):
     content = Path(path).read_bytes()
     Path(path).write_bytes(content[: int(len(content) * share)])
@@ -126,3 +167,25 @@ def truncate(path, share=0.5):
 def as_dicom(volume):
     """RAS (X, Y, Z) -> (slices, rows, columns) of an axial series: columns run to the left, rows to the back."""
     return volume.transpose(2, 1, 0)[:, ::-1, ::-1]
+
+
+def ct(*shape, seed=0):
+    """Noise in HU; no two slices are alike."""
+    return np.random.default_rng(seed).integers(-1000, 1000, shape).astype(np.float32)
+
+
+def series_in(paths, **options):
+    """What is made of files."""
+    return assemble([item for path in paths for item in read_slices(path)], **options)
+
+
+def only(results):
+    (result,) = results
+    assert isinstance(result, Series), result.reason
+    return result
+
+
+def reason(results):
+    (result,) = results
+    assert isinstance(result, BadSeries)
+    return result.reason

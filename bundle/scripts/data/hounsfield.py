@@ -10,6 +10,8 @@ from torch import Tensor
 
 AIR_HU = -1000.0
 LOWEST_HU = -1024.0  # scanners pad with less; nothing in a patient is below air
+HIGHEST_HU = 3071.0  # that 12 bits hold, the usual range of CT
+_MAX_ABOVE = 0.005  # share of the voxels
 _AIR_AND_LUNG = (-1100.0, -600.0)
 _SOFT_TISSUE = (-150.0, 150.0)
 _MIN_AIR, _MIN_TISSUE = 0.005, 0.02  # shares of the voxels
@@ -53,6 +55,14 @@ def hu_problem(volume: Tensor) -> Optional[str]:
     if _looks_like_hu(sample + 1024):
         return f"not in HU: {found}, which look like HU - 1024, the rescale was applied twice"
     return f"not a chest CT in HU: {found}, air would be near -1000 and soft tissue near 50"
+
+
+def dense_warning(volume: Tensor) -> Optional[str]:
+    """What to say of a volume with more metal than patients carry, or padding of the scanner that nothing names."""
+    share = float((volume > HIGHEST_HU).float().mean())
+    return (
+        f"{share:.1%} of the voxels are above {HIGHEST_HU:.0f} HU: metal, or padding?" if share > _MAX_ABOVE else None
+    )
 
 
 def check_hu(volume: Tensor, name: str) -> None:

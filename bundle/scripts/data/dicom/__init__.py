@@ -3,5 +3,5 @@
 from .geometry import MAX_TILT_DEGREES, Series
 from .headers import Refused, Slice, is_dicom, read_slices
 from .kinds import LeftOut
-from .pixels import HIGHEST_HU, read_series
+from .pixels import read_series
 from .series import MIN_SLICES, BadSeries, assemble

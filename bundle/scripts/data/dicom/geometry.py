@@ -136,7 +136,7 @@ def _require_even(series: Series) -> None:
     allowed = max(_MAX_ERROR_SHARE * distance, _MAX_ERROR_MM)
     allowed_along = max(allowed, _rounding_error(positions[:, np.abs(step).argmax()], distance))
     if off.max() > allowed_along:
-        raise _describe_gaps(where, allowed_along)
+        raise _describe_gaps(where)
     if np.linalg.norm(away - np.outer(away @ normal, normal), axis=1).max() > allowed:
         raise ValueError("the slices are shifted against each other")
 
@@ -148,9 +148,10 @@ def _rounding_error(coordinates: np.ndarray, distance: float) -> float:
     return 0.0 if math.isclose(distance, round(distance, digits)) else min(unit / 2, _MAX_ROUNDING_SHARE * distance)
 
 
-def _describe_gaps(where: np.ndarray, allowed: float) -> ValueError:
+def _describe_gaps(where: np.ndarray) -> ValueError:
     gaps = np.diff(where)
-    distance, slack = float(np.median(gaps)), 2 * allowed
+    distance = float(np.median(gaps))
+    slack = 2 * max(_MAX_ERROR_SHARE * distance, _MAX_ERROR_MM)  # both ends may be off
     distance = float(gaps[np.abs(gaps - distance) <= slack].mean())
     uneven = np.flatnonzero(np.abs(gaps - distance) > slack)
     missing = np.rint(gaps[uneven] / distance) - 1

@@ -20,10 +20,15 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from ...errors import is_bad_input
 from .kinds import LeftOut, is_derived, require_ct
 
-# pydicom tells of odd values by printing them: UIDs, dates, names
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-warnings.filterwarnings("ignore", module=r"pydicom\b")
+
+def keep_pydicom_quiet() -> None:
+    """pydicom warns of odd values by printing them: UIDs, dates, names. Nothing that identifies a patient is printed."""
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=r"pydicom\b")
+
+
+keep_pydicom_quiet()
 
 _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 # What parts the acquisitions, phases, time points and reconstructions of one series, the surest first.
@@ -49,7 +54,7 @@ _FRAME_GROUPS = (
 _PER_FRAME, _SHARED = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
 _TOP_LEVEL = (
     "SOPClassUID SOPInstanceUID Modality ImageType PatientID StudyInstanceUID SeriesInstanceUID RescaleSlope "
-    "RescaleIntercept GantryDetectorTilt NumberOfFrames SamplesPerPixel"
+    "RescaleIntercept GantryDetectorTilt NumberOfFrames SamplesPerPixel PhotometricInterpretation"
 ).split() + [_PER_FRAME, _SHARED]
 _KEYWORDS = [*_GEOMETRY, *_TOP_LEVEL, *(name for names in _MARKS for name in names), *_FRAME_GROUPS, "FrameType"]
 _TAGS = {keyword: Tag(keyword) for keyword in _KEYWORDS}
@@ -137,8 +142,9 @@ def read_slices(path: Union[str, Path]) -> list[Slice]:
     # some anonymizers remove who and what it is
     patient, series = head.text("PatientID") or study or folder, head.text("SeriesInstanceUID") or folder
     try:
-        require_ct(_sop_class(item), head.text("Modality"))
-        if (head.whole("SamplesPerPixel") or 1) > 1:
+        require_ct(_sop_class(item), head.text("Modality"), head.has("ImagePositionPatient"))
+        grey = head.text("PhotometricInterpretation") in ("", "MONOCHROME1", "MONOCHROME2")
+        if not grey or (head.whole("SamplesPerPixel") or 1) > 1:
             raise ValueError("colour images, no HU")
         owner = (str(path), head.text("SOPInstanceUID") or str(path), patient, study, series)
         return [_slice(owner, frame, tags, _transfer_syntax(item)) for frame, tags in enumerate(_frames(item))]

@@ -37,8 +37,14 @@ class LeftOut(ValueError):
     """A file that is not wanted but no reason to worry: a localizer, a report."""
 
 
-def require_ct(sop_class: str, modality: str) -> None:
-    """LeftOut where an object is no image or beside the point, ValueError where it is an image of another modality."""
+def require_ct(sop_class: str, modality: str, has_place: bool) -> None:
+    """LeftOut where an object is beside the point, ValueError where it is an image of another modality.
+
+    Args:
+        sop_class: of the object.
+        modality: as in the tag.
+        has_place: it is an image with a position, as CT has.
+    """
     modality, name = modality.strip().upper(), UID(sop_class).keyword
     if sop_class == MediaStorageDirectoryStorage:
         raise LeftOut("DICOM directory")
@@ -46,6 +52,8 @@ def require_ct(sop_class: str, modality: str) -> None:
         return
     if modality in _RADIOTHERAPY or name.startswith("RT"):
         raise LeftOut("radiotherapy object")
+    if modality == "CT" and not name and has_place:
+        raise ValueError("its SOP class is not known: damaged, or of one maker alone")
     if modality in _BESIDE or _BESIDE_CLASSES.search(name):
         raise LeftOut("report, annotation or secondary capture")
     raise ValueError(f"not CT: modality {modality}" if modality in _IMAGES else "not CT: another modality")

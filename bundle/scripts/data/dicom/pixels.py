@@ -12,11 +12,9 @@ from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import UID, JPEGExtended12Bit
 from scipy import ndimage
 
-from ..hounsfield import LOWEST_HU
+from ..hounsfield import HIGHEST_HU, LOWEST_HU
 from .geometry import Series
 from .headers import Slice
-
-HIGHEST_HU = 3071.0  # of 12 bits, the usual range of CT
 
 
 def read_series(series: Series) -> np.ndarray:
@@ -34,21 +32,20 @@ def read_series(series: Series) -> np.ndarray:
         files[item.path].append((index, item))
     volume: Optional[np.ndarray] = None
     for path, members in files.items():
-        header, frames = _decode(path, [item for _, item in members])
+        limits, frames = _decode(path, [item for _, item in members])
         if volume is None:  # not before one slice is seen to be as large as its tags say
             volume = np.empty((len(series.slices), rows, columns), np.int16 if whole else np.float32)
         for (index, item), stored in zip(members, frames):
             hu = stored * np.float32(item.slope) + np.float32(item.intercept)
-            padding = _padding(header, stored, item)
-            if padding is not None:
-                hu[padding] = LOWEST_HU
+            if limits:
+                _clear_padding(hu, stored, limits)
             volume[index] = np.clip(hu, -32768, 32767)
     assert volume is not None
     return volume
 
 
-def _decode(path: str, members: Sequence[Slice]) -> tuple[Dataset, list[np.ndarray]]:
-    """Header and stored values of some frames of a file, each (rows, columns)."""
+def _decode(path: str, members: Sequence[Slice]) -> tuple[list[int], list[np.ndarray]]:
+    """Lowest and highest value of the padding, if there is one, and stored values of frames, each (rows, columns)."""
     syntax = UID(members[0].syntax)
     _require_decoder(syntax)
     try:
@@ -58,11 +55,12 @@ def _decode(path: str, members: Sequence[Slice]) -> tuple[Dataset, list[np.ndarr
             frames = _decode_extended(path, item, members)
         else:
             frames = list(iter_pixels(item, indices=[member.frame for member in members]))
+        limits = _padding_limits(item)
     except Exception:  # each decoder raises its own kind
         raise ValueError(f"pixel data cannot be decoded: {_damage(syntax)}") from None
     if any(frame.shape != member.shape for frame, member in zip(frames, members)):
         raise ValueError("pixel data cannot be decoded: their size is not that of Rows and Columns")
-    return item, frames
+    return limits, frames
 
 
 def _require_decoder(syntax: UID) -> None:
@@ -96,29 +94,31 @@ def _decode_extended(path: str, item: Dataset, members: Sequence[Slice]) -> list
     return [signed[member.frame] >> unused for member in members]
 
 
-def _padding(header: Dataset, stored: np.ndarray, item: Slice) -> Optional[np.ndarray]:
-    """Mask of the pixels that are no image; None where there is none above -1024 HU.
+def _padding_limits(item: Dataset) -> list[int]:
+    """PixelPaddingValue and its range, as the pixels hold them, or nothing.
 
-    Source: PS3.3 C.7.5.1.1.2. Scanners write the value with or without a sign, whatever the pixels have.
+    Source: PS3.3 C.7.5.1.1.2. Scanners write them with or without a sign, whatever the pixels have.
     """
-    if "PixelPaddingValue" not in header:
-        return None
-    bits, signed = int(header.BitsStored), bool(header.PixelRepresentation)
-    limits = [header[name].value for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") if name in header]
-    low, high = (change([_in_pixels(value, bits, signed) for value in limits]) for change in (min, max))
-    highest = max(low * item.slope, high * item.slope) + item.intercept
-    if highest <= LOWEST_HU:
-        return None
-    mask = (stored >= low) & (stored <= high)
-    if highest <= HIGHEST_HU:  # the patient may have such HU, too: only what reaches the border is outside
-        labels, _ = ndimage.label(mask)
-        border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-        mask &= np.isin(labels, border)
-    return mask
+    names = [name for name in ("PixelPaddingValue", "PixelPaddingRangeLimit") if item.get(name) is not None]
+    if "PixelPaddingValue" not in names:
+        return []
+    bits, signed = int(item.BitsStored), bool(item.PixelRepresentation)
+    limits = [_in_pixels(item[name].value, bits, signed) for name in names]
+    return [min(limits), max(limits)]
 
 
 def _in_pixels(value: Any, bits: int, signed: bool) -> int:
-    """A value as the pixels would hold it."""
     number = int.from_bytes(value[:2], "little") if isinstance(value, bytes) else int(value)
     number %= 2**bits
     return number - 2**bits if signed and number >= 2 ** (bits - 1) else number
+
+
+def _clear_padding(hu: np.ndarray, stored: np.ndarray, limits: Sequence[int]) -> None:
+    """Makes the pixels that are no image air, in place."""
+    mask = (stored >= limits[0]) & (stored <= limits[1])
+    highest = hu[mask].max(initial=LOWEST_HU)
+    if LOWEST_HU < highest <= HIGHEST_HU:  # the patient may have such HU, too: only what reaches the border is outside
+        labels, _ = ndimage.label(mask)
+        border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+        mask &= np.isin(labels, border)
+    hu[mask] = LOWEST_HU
