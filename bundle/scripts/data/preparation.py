@@ -14,7 +14,7 @@ from monai.transforms import SpatialResample
 from .anatomy import body_mask, box_centre, lung_mask, lung_tissue
 from .dicom import LeftOut
 from .geometry import extent, require_plausible
-from .hounsfield import AIR_HU, LOWEST_HU, hu_problem, is_label_map
+from .hounsfield import AIR_HU, LOWEST_HU, dense_warning, hu_problem, is_label_map
 from .intensity import HU, PAPER_COMPAT
 
 CENTERS = ("lungs", "body", "volume")
@@ -138,6 +138,7 @@ class Preparation:
         if problem is not None:
             raise ValueError(problem)
         facts, centre = self._look(volume)
+        facts["warnings"] += filter(None, [dense_warning(volume.as_tensor())])
         affine = ras_affine(centre.tolist(), self.size, self.spacing)
         facts["coverage"] = self._coverage(volume, affine)
         hu = resample(volume, affine, self.size)[0].numpy()
