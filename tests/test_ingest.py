@@ -155,11 +155,11 @@ def test_table_is_removed_and_the_body_kept():
 def test_derived_and_too_dense_series_are_warned_of(prepare, tmp_path, chest):
     """A ring of padding that no tag names, in images computed from others."""
     ringed = np.rint(chest)
-    ringed[:2, :2] = 3072
+    ringed[:3, :3] = 3072
     write_chest(tmp_path / "in", ringed, ImageType=["DERIVED", "SECONDARY", "REFORMATTED"])
     status, _, (record,) = prepare(tmp_path / "in")
     assert status == 0 and record["status"] == "accepted"
-    for words in ("ImageType says DERIVED", f"{4 / 32**2:.1%} of the voxels are above 3071 HU"):
+    for words in ("ImageType says DERIVED", f"{9 / 32**2:.1%} of the voxels are above 3071 HU"):
         assert any(words in warning for warning in record["warnings"])
 
 
