@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import train
-
 from ingest import SIDE_MM
+
 from scripts.data import chest_phantom, prepare_dataset
 from scripts.networks import build_prdit
 

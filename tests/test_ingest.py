@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from dicom_series import as_dicom, write_enhanced, write_series
+from ingest import SIDE_MM, volumes_of, world, write_chest
 from monai.data import MetaTensor
 
-from ingest import SIDE_MM, volumes_of, world, write_chest
 from scripts.data import chest_phantom, ct_datalist, grid_affine
 from scripts.data.preparation import Preparation, resample
 from scripts.data.pseudonyms import Pseudonym

@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_series import base, save, truncate
-
 from ingest import write_chest
+
 from scripts.data import grid_affine
 from scripts.data.sources import find_sources
 

@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_series import rewrite
-
 from ingest import BUNDLE, REAL_CT, volumes_of, write_chest
+
 from scripts.data import LoadCTd, ct_datalist, intensity_of
 from scripts.data.sources import find_sources
 

@@ -8,10 +8,10 @@ import signal
 import numpy as np
 import pytest
 from dicom_series import as_dicom
+from ingest import write_chest
 from test_readers import AFFINE, VOLUME
 from volume_files import header_mha, header_nrrd, nifti_bytes, raw
 
-from ingest import write_chest
 from scripts.data import grid_affine
 from scripts.data.parallel import machine_memory, work, worker_count
 from scripts.data.readers import read_file

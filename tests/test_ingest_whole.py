@@ -8,9 +8,9 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
+from ingest import linear, world, write_chest
 from PIL import Image
 
-from ingest import linear, world, write_chest
 from scripts.data import chest_phantom, ct_datalist, grid_affine
 from scripts.data.ingest_report import write_reports
 from scripts.data.preparation import Preparation

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from dicom_series import write_series
-
 from ingest import linear
+
 from scripts.data.pseudonyms import Pseudonym
 from scripts.data.sources import find_sources
 

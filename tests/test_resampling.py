@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ingest import linear, volumes_of, world, write_chest
 from monai.data import MetaTensor
 
-from ingest import linear, volumes_of, world, write_chest
 from scripts.data import chest_phantom, grid_affine
 from scripts.data.hounsfield import hu_problem
 from scripts.data.preparation import ras_affine, resample
