@@ -58,6 +58,14 @@ def test_finetuning_starts_from_weights_and_trains_all_of_them(trained, tmp_path
         run("training", ["train", "finetune"], **{**settings, "hidden_size": 12, "finetune_from": start})
 
 
+def copied(weights, folder):
+    """A copy of weights and their JSON in a new folder."""
+    folder.mkdir()
+    for path in (weights, weights.with_suffix(".json")):
+        shutil.copy(path, folder)
+    return folder / weights.name
+
+
 def test_a_new_local_denoiser_trains_beside_the_transformer_of_weights(trained, tmp_path):
     start, mine = trained / "ckpt" / "model.pt", tmp_path / "ckpt" / "model.pt"
     patches = {"local_patch_size": 6, "local_stride": 4}
@@ -70,7 +78,8 @@ def test_a_new_local_denoiser_trains_beside_the_transformer_of_weights(trained, 
     assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
     assert read_settings(mine)["residual_sha256"] == read_settings(start)["sha256"]
     with assert_refused("another transformer than that of residual_ckpt"):
-        run("training", ["train", "train_new_local"], **{**settings, "max_epochs": 5}, residual_ckpt=mine)
+        copy = copied(mine, tmp_path / "copy")
+        run("training", ["train", "train_new_local"], **{**settings, "max_epochs": 5}, residual_ckpt=copy)
     with assert_refused("hu_window [-1000.0, 1000.0] there, [-500.0, 500.0] here"):
         run("training", ["train", "train_new_local"], **settings, residual_ckpt=start, hu_window=[-500, 500])
     settings |= {"ckpt_dir": tmp_path / "all", "max_epochs": 1}
@@ -189,7 +198,8 @@ def test_bad_input_is_one_line_and_a_status(trained, tmp_path):
     ("settings", "fact"),
     [
         ({"dataset_dir": "missing"}, "dataset_dir missing is no folder"),
-        ({"dataset_dir": "."}, "holds no NIfTI"),
+        ({"dataset_dir": "empty"}, "holds no NIfTI"),
+        ({"dataset_dir": "."}, "lies in dataset_dir, which is only read"),
         ({"local_patch_size": 5}, "patch_size - stride must be even"),
         ({"grid": [15, 16, 16], "local_window": 0}, "multiple of the stride 2"),
         ({"preset": "PRDiT-Z/4"}, "preset must be"),
@@ -198,6 +208,7 @@ def test_bad_input_is_one_line_and_a_status(trained, tmp_path):
 )
 def test_bad_settings_of_training(tmp_path, monkeypatch, settings, fact):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     with assert_refused(fact):
         train(1, tmp_path, **settings)
 
