@@ -57,6 +57,7 @@ ELSEWHERE = {  # why a command is not typed here
     "monai.bundle download": "test_release.py downloads from a server of its own; Hugging Face needs a network",
     "push_to_hf_hub": "needs an account",
     "mlflow.yaml": "test_tracking.py, where mlflow is installed",
+    "settings_page.py": "test_settings_checks.py compares the page",
     "onnx_export": "test_release.py, where onnx is installed",
     "totalsegmentator.yaml": "test_organs.py, with a stand-in",
 }
@@ -111,7 +112,7 @@ class Folder:
             elif name == "official_ckpt":
                 self.make_official(value, high_resolution="factor" in given)
             elif name in ("generated_dirs", "checkpoints"):
-                for one in re.findall(r": (\w+)", value):
+                for one in re.findall(r": ([\w.]+)", value):
                     self.make_ct(one) if name == "generated_dirs" else self.make_weights(one)
         tiny = {} if "train_high_resolution" in stack else TINY.get(stack[0], {})
         for name in stack[1:]:

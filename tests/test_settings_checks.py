@@ -16,6 +16,7 @@ from scripts.settings.description import SETTINGS
 from scripts.settings.kinds import (
     FILE,
     FOLDER,
+    FOLDERS,
     SWITCH,
     TEXT,
     WINDOW,
@@ -121,8 +122,13 @@ WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**30), 10**30, {
         (maybe(whole(1, 9)), {None: None, 2: 2}, [0, "null"]),
         (TEXT, {"x": "x", 2025: "2025"}, [True, None, 1.5, "  ", "a\0b", "a\nb", ["x"]]),
         (FOLDER, {2025: "2025", "a b": "a b", "ü": "ü", "~": str}, [True, None, 1.5, "  ", "a\0b", "a::b", ["x"]]),
+        (FOLDERS, {"a": ["a"], "[a/b, c#d]": ["a/b", "c#d"], ("a", 2025): ["a", "2025"]}, [[], None]),
         (FILE, {"a.pt": "a.pt"}, [True, None, {}]),
-        (named(FOLDER, "{'a': 'b'}"), {}, ["a", {}, {"b": None}, {"a": ""}, ["a"]]),
+        (
+            named(FOLDER, "{'a': 'b'}"),
+            {"{'a': x/b.pt}": {"a": "x/b.pt"}},
+            ["{'a': ", "a", {}, {"b": None}, {"a": ""}, ["a"]],
+        ),
     ],
     ids=lambda value: getattr(value, "words", None),
 )
@@ -130,7 +136,7 @@ def test_a_kind_takes_what_is_right_alone(kind, right, wrong):
     for given, taken in right.items():
         result = kind.convert(list(given) if isinstance(given, tuple) else given)
         assert (result == taken and type(result) is type(taken)) if taken is not str else not result.startswith("~")
-    names = ("x", 10**30, -(10**30)) if kind in (TEXT, FILE, FOLDER) else ()
+    names = ("x", 10**30, -(10**30)) if kind in (TEXT, FILE, FOLDER, FOLDERS) else ()
     for given in [*wrong, *(value for value in WRONG if not (isinstance(value, (str, int)) and value in names))]:
         with pytest.raises(ValueError):
             kind.convert(given)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Callable, Literal, Optional, Union
 
 import torch
+import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from .values import usable_device
@@ -88,7 +89,8 @@ def several(kind: Kind, least: int = 1, most: Optional[int] = None, words: str =
 def named(kind: Kind, example: str) -> Kind:
     """Values by name."""
     values: Any = kind.annotation
-    return Kind(Annotated[dict[_TEXT, values], Field(min_length=1)], f"names with values, such as {example}")
+    table = Annotated[dict[_TEXT, values], BeforeValidator(_collection), Field(min_length=1)]
+    return Kind(table, f"names with values, such as {example}")
 
 
 def _whole(least: int, most: int) -> Any:
@@ -115,7 +117,18 @@ def _cube(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
+    value = _collection(value, "[")
     return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _collection(value: Any, start: str = "{") -> Any:
+    """A list or table whose words Fire could not read, such as `{'ours': out/A}`, is YAML."""
+    if not isinstance(value, str) or not value.startswith(start):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def _text(value: Any) -> str:
