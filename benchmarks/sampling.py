@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -34,10 +35,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.inferers import SeedSampler, inference_network, network_at_times, peak_gb  # noqa: E402
+from scripts.inferers import SeedSampler, inference_network, peak_gb  # noqa: E402
 from scripts.inferers.inferer import has_fast_bf16  # noqa: E402
 from scripts.networks import (  # noqa: E402
     DenoisingNetwork,
+    Guidance,
     build_high_resolution,
     build_network,
     network_from_checkpoint,
@@ -101,13 +103,11 @@ def steps_of(
     """What takes all steps of `batch` volumes, with the scheduler's injected noise; what is done once per run is done."""
     scheduler = CosineSineScheduler(predictor_ratio=2.0)
     channels = network.settings["in_channels"]
-    sampler = SeedSampler(scheduler, steps, [grid] * 3, in_channels=channels)
     if variant != "plain":
-        guidance = [0.5] * steps if variant == "guided" else None
-        skipped = min(SKIPPED, num_blocks(network.settings) - 1)
-        with torch.no_grad():
-            times = scheduler.timesteps.float().to(device)
-            sampler.calls = network_at_times(network, times, [grid] * 3, guidance, skipped)
+        block = min(SKIPPED, num_blocks(network.settings) - 1)
+        guidance = Guidance(0.5, block, math.inf) if variant == "guided" else None
+        sampler = SeedSampler(scheduler, steps, [grid] * 3, in_channels=channels, guidance=guidance)
+        sampler.calls(network)
         return lambda: sampler(torch.arange(batch), network)
     scheduler.generator = [torch.Generator(device).manual_seed(seed) for seed in range(batch)]
     noise = scheduler.initial_noise((batch, channels, grid, grid, grid), device)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from scripts.errors import is_bad_input, root_cause
@@ -74,3 +76,13 @@ def assert_refused(*facts):
 def losses(folder, stage="local"):
     with open(folder / "ckpt" / f"{stage}_losses.csv") as file:
         return list(csv.DictReader(file))
+
+
+class KeepWeights:
+    """A handler for configs: each process keeps the weights that it ends with."""
+
+    def __init__(self, network, folder, rank):
+        self.network, self.path = network, Path(folder) / f"rank{rank}.pt"
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.COMPLETED, lambda: torch.save(self.network.state_dict(), self.path))

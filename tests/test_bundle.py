@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from bundle_runs import DATA, assert_refused, losses, run, run_process, sample, train, training
 
 from scripts.data import chest_phantom
@@ -140,15 +141,43 @@ def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.*") if path.is_file()} == before
 
 
-def test_two_processes_train_and_write_once(tmp_path):
+def test_two_processes_train_as_one_and_write_once(tmp_path, monkeypatch):
+    """Two ranks of batch b take the steps of one rank of batch 2 b, and hold equal weights.
+
+    To be exact, noise and times belong to the volume, a step sees all volumes, and plain gradient descent divides by no
+    gradient that is all but zero.
+    """
+    overlay = {
+        "prepare_batch": {"_target_": "scripts.training.ValidationPrepareBatch", "scheduler": "@scheduler", "num_times": 2},
+        "optimizer": {
+            "_target_": "torch.optim.SGD", "lr": "@lr",
+            "params": {"_target_": "scripts.training.parameters_to_train", "network": "@trained_module"},
+        },
+        "+train::handlers": [
+            {"_target_": "bundle_runs.KeepWeights", "network": "@network_def", "folder": "@ckpt_dir", "rank": "@rank"}
+        ],
+    }  # fmt: skip
+    (tmp_path / "exact.yaml").write_text(yaml.safe_dump(overlay))
+    stack, settings = training(1, tmp_path, max_epochs=3, batch_size=8, lr=0.1, warmup_steps=0, flip_prob=0.0)
+    settings |= {"local_window": 0, "bf16": False}
+    run("training", [*stack, str(tmp_path / "exact")], **{**settings, "ckpt_dir": tmp_path / "one"})
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    stack, settings = training(1, tmp_path, max_epochs=2, batch_size=2)
-    process = run_process("training", [*stack, "multi_gpu"], tmp_path, launcher, **settings)
+    process = run_process(
+        "training", [*stack, "multi_gpu", str(tmp_path / "exact")], tmp_path, launcher, **{**settings, "batch_size": 4}
+    )
     assert process.returncode == 0, process.stderr
-    names = sorted(path.name for path in (tmp_path / "ckpt").iterdir())
-    checkpoints = ["local_checkpoint_epoch=1.pt", "local_checkpoint_epoch=2.pt"]
-    assert names == ["local.json", "local.pt", *checkpoints, "local_losses.csv", "logs"]
-    assert [row["step"] for row in losses(tmp_path)] == ["2", "4"]  # 8 phantoms, 2 processes of batch 2
+    names = {path.name for path in (tmp_path / "ckpt").iterdir() if not path.name.startswith(("rank", "."))}
+    checkpoints = {"local_checkpoint_epoch=2.pt", "local_checkpoint_epoch=3.pt"}
+    assert names == {"local.json", "local.pt", *checkpoints, "local_losses.csv", "logs"}
+    assert [row["step"] for row in losses(tmp_path)] == ["1", "2", "3"]  # 8 phantoms, 2 processes of batch 4
+    one, first, second = (
+        torch.load(tmp_path / name, weights_only=True) for name in ("one/rank0.pt", "ckpt/rank0.pt", "ckpt/rank1.pt")
+    )
+    for name, value in one.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-5)
+    assert float(one["local.output.weight"].abs().max()) > 1e-3  # zero at the start: it did learn
 
 
 def test_flow_matching_in_every_stack(tmp_path, trained):

@@ -27,6 +27,8 @@ def test_samples_are_ct_in_hu_with_geometry(trained, tmp_path):
     assert np.allclose(np.array(other.GetOrigin()) * [-1, -1, 1], image.affine[:3, 3], atol=1e-3)
     sidecar = json.loads((tmp_path / "four" / "seed_000005.json").read_text())
     weights = json.loads((trained / "ckpt" / "model.json").read_text())["sha256"]
+    assert sidecar["synthetic"] is True and [image.header["cal_min"], image.header["cal_max"]] == [-1000, 400]
+    assert b"synthetic" in bytes(image.header["descrip"])
     assert sidecar["seed"] == 5 and sidecar["weights_sha256"] == weights and sidecar["num_inference_steps"] == 4
     # the same seed in a batch of one is the same volume
     sample(num_samples=1, batch_size=1, output_dir=tmp_path / "one", **settings)
@@ -180,3 +182,26 @@ def test_memory_of_the_card_chooses_the_batch(trained, tmp_path):
         sample(output_dir=tmp_path / name, **settings, **given)
     alone, together = (nib.load(tmp_path / name / "seed_000001.nii.gz").get_fdata() for name in ("alone", "together"))
     assert np.abs(alone - together).max() <= 1
+
+
+def test_weights_of_stage_1_are_sampled_only_where_they_are_wanted(trained, tmp_path):
+    settings = {"ckpt_path": trained / "ckpt" / "local.pt", "num_inference_steps": 1, "num_samples": 1}
+    with assert_refused("stage 1", "model.pt", "allow_stage_1"):
+        sample(**settings, output_dir=tmp_path / "a")
+    assert not list(tmp_path.rglob("*.nii.gz"))
+    sample(**settings, output_dir=tmp_path / "b", allow_stage_1=True)
+    assert len(list(tmp_path.rglob("*.nii.gz"))) == 1
+
+
+def test_a_grid_that_the_weights_do_not_know_is_told(trained, tmp_path, capsys):
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 1, "num_samples": 1}
+    sample(**settings, output_dir=tmp_path / "a", grid=[16, 16, 16])
+    assert "warning" not in capsys.readouterr().err
+    sample(**settings, output_dir=tmp_path / "b", grid=[16, 16, 24])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and "[16, 16, 16]" in warnings[0] and "[16, 16, 24]" in warnings[0]
+
+
+def test_a_folder_of_weights_is_answered_with_what_is_in_it(trained, tmp_path):
+    with assert_refused("is a folder", trained / "ckpt" / "local.pt", trained / "ckpt" / "model.pt"):
+        sample(ckpt_path=trained / "ckpt", output_dir=tmp_path / "out")

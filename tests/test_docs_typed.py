@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -160,8 +161,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
+    sigterm = signal.getsignal(signal.SIGTERM)
     handlers, level = logging.root.handlers[:], logging.root.level
     yield Folder(tmp_path)
+    signal.signal(signal.SIGTERM, sigterm)
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
 

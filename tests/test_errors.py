@@ -2,13 +2,16 @@
 
 import importlib
 import json
+import logging
+import signal
+import sys
 from pathlib import Path
 
 import monai
 import pytest
 import torch
 
-from scripts.errors import bundle_root, require_monai, what_to_say
+from scripts.errors import bundle_root, report_errors_in_one_line, require_monai, what_to_say
 
 
 def test_an_older_monai_is_one_line(monkeypatch, one_line):
@@ -40,6 +43,46 @@ def test_our_own_faults_keep_their_traceback():
     with pytest.raises(RuntimeError) as fault:
         torch.zeros(2) @ torch.zeros(3)
     assert what_to_say(fault.value) is None
+
+
+PYTHON_FAILS = [
+    "int('x')", "a, b = 1, 2, 3", "dict(['a'])", "format('x', 'g')", "float('x')", "bytes([300])",
+    "raise ValueError(f'{int(1):d} and {\"x\":d}')",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", PYTHON_FAILS)
+def test_what_python_says_about_a_wrong_value_is_no_message_of_ours(line):
+    """Only a `raise` in the package is: 'too many values to unpack' names no setting, and is a fault of ours."""
+    assert said_in_package(line) is None
+
+
+def test_what_the_package_raises_is_told_however_it_is_wrapped():
+    line = "x must be 1"
+    assert said_in_package(f"raise ValueError({line!r})") == line
+    assert said_in_package(f"try:\n    int('x')\nexcept ValueError:\n    raise ValueError({line!r}) from None") == line
+    assert said_in_package(f"with open(__file__):\n    raise ValueError({line!r})") == line
+    assert said_in_package(f"try:\n    raise ValueError({line!r})\nexcept TypeError:\n    pass") == line
+    assert said_in_package("raise RuntimeError('x')") is None
+
+
+def said_in_package(source):
+    path = str(Path(bundle_root()) / "scripts" / "part.py")
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        exec(compile(source, path, "exec"), {"__file__": __file__})
+    return what_to_say(raised.value)
+
+
+def test_nothing_of_a_program_that_is_not_ours_is_changed():
+    """A notebook or a test runs configs in its own process."""
+
+    def state():
+        levels = [logging.getLogger(f"ignite.engine.engine.{name}").level for name in ("SupervisedTrainer", "Engine")]
+        return sys.excepthook, signal.getsignal(signal.SIGTERM), logging.raiseExceptions, sys.stdout.errors, levels
+
+    before = state()
+    report_errors_in_one_line()
+    assert state() == before
 
 
 def test_the_metadata_and_setup_cfg_agree_on_versions():

@@ -165,6 +165,7 @@ def test_training_lowers_the_loss_and_logs_its_terms_apart(high, backbone):
 
 def test_sampling_needs_the_checkpoint_alone(high, tmp_path):
     settings = {"ckpt_path": high / "high_resolution.pt", "num_inference_steps": 2, "num_samples": 2}
+    settings["allow_stage_1"] = True  # its backbone is no more
     run("run", ["inference"], output_dir=tmp_path / "a", **settings)
     run("run", ["inference", "inference_high_resolution"], output_dir=tmp_path / "b", chunk_tokens=7, **settings)
     a, b = (np.asanyarray(nib.load(tmp_path / name / "seed_000001.nii.gz").dataobj) for name in "ab")

@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from scripts.data import LABELS, chest_phantom
+from scripts.evaluation import set_metrics
 from scripts.metrics import (
     FeatureExtractor,
     Moments,
@@ -376,3 +377,32 @@ def test_the_hub_out_of_reach_is_one_line(monkeypatch, one_line):
     with pytest.raises(ValueError) as raised:
         FeatureExtractor("hub")
     one_line(raised, "feature_weights hub", "resnet_50_23dataset.pth")
+
+
+def test_the_interval_of_fid_is_shifted_against_the_bias_of_repeated_volumes():
+    """A bootstrap sample has fewer different volumes, and FID grows where there are fewer: up, away from the value."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(40, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    values = fid(a, b, bootstrap_weights(40, 60, 1), bootstrap_weights(40, 60, 2))
+    bias = float(values[1:].mean() - values[0])
+    found = estimate(values)
+    assert bias > 0.3 * float(values[0])  # or this test could not fail
+    assert found.low < found.value < found.high
+    middle = float(values[1:].quantile(torch.tensor(0.5, dtype=torch.float64)))
+    assert abs(0.5 * (found.low + found.high) - (middle - bias)) < 0.5 * bias
+
+
+@pytest.mark.parametrize("name", ["MMD", "unbiased"])
+def test_the_bandwidth_of_mmd_is_that_of_the_real_volumes(name):
+    """docs/evaluation.md promises it: generators are compared with one kernel."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(12, 6, generator=generator, dtype=torch.float64)
+    generated = 1 + 5 * torch.randn(9, 6, generator=generator, dtype=torch.float64)
+    u, v = torch.ones(1, 9, dtype=torch.float64), torch.ones(1, 12, dtype=torch.float64)
+    kernel = rbf_kernel(median_bandwidth(real))
+    expected = squared_mmd(generated, real, kernel, u, v, unbiased=name != "MMD")
+    expected = expected.clamp(min=0).sqrt() if name == "MMD" else expected
+    compute = set_metrics._mmd if name == "MMD" else set_metrics._unbiased_mmd
+    torch.testing.assert_close(compute({"features": generated}, u, {"features": real}, v), expected, rtol=1e-9, atol=0)
+    other = squared_mmd(generated, real, rbf_kernel(median_bandwidth(generated)), u, v, unbiased=name != "MMD")
+    assert abs(float(other) - float(squared_mmd(generated, real, kernel, u, v, unbiased=name != "MMD"))) > 0.01

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scripts.networks import network_from_official, official_state_dict
+from scripts.networks import build_prdit, network_from_official, official_state_dict
+from scripts.schedulers import CosineSineScheduler
 
 VARIANTS = [("official_prdit_tiny.pt", "layer"), ("official_tf_tiny.pt", "rms")]
 
@@ -163,3 +164,28 @@ def test_stage_3_is_loaded_strictly(stage_3, name, one_line):
     with pytest.raises(ValueError) as raised:
         network_from_official({**stage_3, "sr.register": torch.zeros(3)}, num_heads=4, norm="layer")
     one_line(raised, "sr.register")
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_the_norm_of_trained_weights_is_found_out(norm):
+    """Both kinds have the same parameters; only weights that were trained with one of them remove noise with it."""
+    torch.manual_seed(0)
+    network = build_prdit(24, 4, 1, patch_size=4, stride=2, norm=norm)
+    scheduler, optimizer = CosineSineScheduler(), torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(200):
+        signal = F.interpolate(2 * torch.rand(8, 1, 3, 3, 3) - 1, size=(8, 8, 8), mode="trilinear", align_corners=True)
+        noise, times = torch.randn_like(signal), 200 * torch.rand(8)
+        loss = F.mse_loss(network(scheduler.add_noise(signal, noise, times), times), torch.cat([noise, signal], dim=1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = network_from_official(official_state_dict(network), num_heads=4)
+    assert found.settings["norm"] == norm
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in found.state_dict().items())
+
+
+@pytest.mark.parametrize("number", [5, 99_999_999])
+def test_a_missing_block_is_told_at_once(weights, number):
+    extra = {f"fine.blocks.{number}.mlp.fc1.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=f"the last one is {number}"):
+        network_from_official({**weights, **extra}, num_heads=4, norm="layer")

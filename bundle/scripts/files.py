@@ -15,6 +15,8 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
+from .machine import written
+
 PathLike = Union[str, Path]
 
 
@@ -30,19 +32,20 @@ def whole_file(path: PathLike, private: bool = False) -> Iterator[BufferedRandom
         private: readable by the user alone.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, file = _new_part(path.parent, 0o600 if private else 0o666)
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the name of a file whose content was never stored
-            if fcntl is None:
-                file.close()  # Windows renames no open file
-            os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part, file = _new_part(path.parent, 0o600 if private else 0o666)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut could leave the name of a file whose content was never stored
+                if fcntl is None:
+                    file.close()  # Windows renames no open file
+                os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: PathLike, text: str, private: bool = False) -> None:

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from ..errors import require_writable
 from ..files import PathLike, write_text
+from ..processes import join_processes
+from ..stops import stoppable
 from .dicom import MIN_SLICES
 from .ingest_report import write_reports
 from .missing import tell_missing
@@ -74,8 +76,8 @@ def prepare_dataset(
         ValueError: in one line, when a setting is wrong.
         SystemExit: with status 2 at the end, when a source was rejected.
     """
-    if "WORLD_SIZE" in os.environ and idist.get_world_size() == 1 and int(os.environ["WORLD_SIZE"]) > 1:
-        idist.initialize("gloo", timeout=timedelta(days=7))  # ranks wait for the slowest
+    if os.environ.get("WORLD_SIZE", "1") != "1" and idist.get_world_size() == 1:
+        join_processes("gloo", timeout=timedelta(days=7))  # ranks wait for the slowest
     places, folder = _check_places(source_dir, dataset_dir, mapping_file)
     workers = worker_count(num_workers)
     findings = find_sources(places, patient_from, min_slices, lambda _, paths: _inspected(paths, workers))
@@ -173,13 +175,16 @@ def _make_volumes(job: VolumeJob, sources: Sequence[Source], workers: int) -> li
     assert len({job.pseudonym.of(source) for source in sources}) == len(sources), "two sources share a name"
     todo = [source for source in mine if job.pseudonym.of(source) not in made]
     bar = tqdm(total=len(mine), initial=len(records), desc="preparing", unit="volume", disable=idist.get_rank() > 0)
-    for record in work(job, todo, workers, job.reject):
-        if record["status"] == "stopped":
-            raise ValueError(f"dataset_dir {job.folder} cannot be written: {record['reason']}; what is made is kept")
-        records.append(record)
-        bar.update()
-        if record["status"] == "rejected":
-            bar.write(f"rejected {record['volume']} ({record['kind']}): {record['reason']}", file=sys.stderr)
+    with stoppable(lambda: f"after {len(records)} of {len(mine)} volumes; the same command continues"):
+        for record in work(job, todo, workers, job.reject):
+            if record["status"] == "stopped":
+                raise ValueError(
+                    f"dataset_dir {job.folder} cannot be written: {record['reason']}; what is made is kept"
+                )
+            records.append(record)
+            bar.update()
+            if record["status"] == "rejected":
+                bar.write(f"rejected {record['volume']} ({record['kind']}): {record['reason']}", file=sys.stderr)
     bar.close()
     if idist.get_world_size() > 1:
         records = [record for part in idist.all_gather(records) for record in part]

@@ -144,4 +144,4 @@ def worker_count(num_workers: Optional[int]) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = machine_memory()
     most = cores if memory is None else min(cores, memory // WORKER_BYTES)
-    return max(1, most // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, most // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

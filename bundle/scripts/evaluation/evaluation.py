@@ -17,6 +17,7 @@ from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, require_own, write_text
 from ..inferers.writers import VERSION
 from ..metrics import FeatureExtractor
+from ..stops import stoppable
 from .comparison import MEMORISATION, MS_SSIM, Comparison, likeness_warnings, warnings_of
 from .page import number
 from .records import Records, RecordStore
@@ -94,8 +95,13 @@ class Evaluation:
         """Makes the records that are missing, on all ranks."""
         idist.barrier()  # all ranks have listed what is missing, and so share it out alike, before one writes
         if len(evaluator.data_loader) > 0:
-            evaluator.run()
+            with stoppable(lambda: self._progress(evaluator)):
+                evaluator.run()
         idist.barrier()
+
+    def _progress(self, evaluator: SupervisedEvaluator) -> str:
+        measured = f"{evaluator.state.iteration} of {len(evaluator.data_loader)} batches of volumes"
+        return f"after measuring {measured}; the same command continues"
 
     def write(self) -> None:
         """Compares and writes, on rank 0; prints the table."""

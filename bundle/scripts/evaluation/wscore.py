@@ -17,6 +17,7 @@ from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, require_own, set_aside, whole_file, write_text
 from ..metrics.critic import CriticPairs, critic_losses, critic_network, held_out, w_scores
 from ..networks.checkpoint import load_strictly, load_tensors
+from ..stops import stoppable_engine
 from .volume_sets import VolumeSet
 
 PENALTY_WEIGHT = 10.0  # lambda of Gulrajani et al. (2017)
@@ -146,6 +147,8 @@ class WScore:
                 self._save(critic, optimizer, seed, step)
 
         trainer.add_event_handler(Events.ITERATION_COMPLETED, save)
+        of_all = f"of {self.num_steps} of critic {seed + 1} of {self.num_seeds}; the same command continues"
+        stoppable_engine(trainer, lambda: f"at step {done + trainer.state.iteration} {of_all}")
         ProgressBar(desc=f"critic {seed + 1}/{self.num_seeds}").attach(trainer, output_transform=lambda output: output)
         trainer.run()
 

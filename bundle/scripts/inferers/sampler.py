@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any, Callable, Optional, Sequence, Union
 
+import ignite.distributed as idist
 import torch
 from monai.engines import PrepareBatch
 from monai.inferers import Inferer
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..networks.base import DenoisingNetwork
-from ..networks.guidance import Guidance
+from ..networks.guidance import Guidance, num_blocks
 from ..schedulers import DiffusionProcess
 from ..settings import usable_device, whole_number
 from .inferer import uses_bf16
@@ -47,8 +49,9 @@ def inference_network(
     fast = uses_bf16(device, bf16)
     network = network.to(device, torch.bfloat16 if fast else torch.float32).eval().requires_grad_(False)
     if compile is None and fast and compiling_pays(device, num_calls):
-        torch._dynamo.config.suppress_errors = True  # nobody asked for it: a failure costs time, not the run
-        setattr(network, "predict", _compiled(network.predict, device))
+        # nobody asked for it: a failure costs time, not the run
+        compiled = torch._dynamo.config.patch(suppress_errors=True)(_compiled(network.predict, device))
+        setattr(network, "predict", compiled)
     elif compile:
         if not _has_compiler():
             raise ValueError("compile needs a C++ compiler, for instance g++; install one or set compile to False")
@@ -76,8 +79,9 @@ def _has_compiler() -> bool:
 def _compiled(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
     from torch._inductor import config as inductor
 
-    inductor.freezing = device.type == "cpu"
-    return torch.compile(function, dynamic=False, mode=None if device.type == "cpu" else "reduce-overhead")
+    on_cpu = device.type == "cpu"
+    compiled = torch.compile(function, dynamic=False, mode=None if on_cpu else "reduce-overhead")
+    return inductor.patch(freezing=on_cpu)(compiled)  # PyTorch compiles at the first call
 
 
 class SeedPrepareBatch(PrepareBatch):
@@ -118,7 +122,8 @@ class SeedSampler(Inferer):
         self.hu_min, self.hu_max = hu_window
         self.num_volumes = num_volumes
         self.bar: Optional[tqdm] = None
-        self.calls: Optional[list[Callable[[Tensor], Tensor]]] = None
+        self._calls: list[Callable[[Tensor], Tensor]] = []
+        self._calls_of: tuple[Any, Any] = (None, None)  # the network and the times
         scheduler.set_timesteps(num_inference_steps)
 
     @torch.no_grad()
@@ -131,22 +136,32 @@ class SeedSampler(Inferer):
         device = next(network.parameters()).device
         self.scheduler.generator = [torch.Generator(device).manual_seed(int(seed)) for seed in inputs]
         sample = self.scheduler.initial_noise((len(inputs), *self.shape), device)
-        if self.calls is None:
-            times = self.scheduler.timesteps.float().to(device)
-            guided = (self.guidance.weights(self.scheduler), self.guidance.block) if self.guidance else ()
-            self.calls = network_at_times(network, times, self.shape[1:], *guided)
+        calls = self.calls(network)
         if self.bar is None:
-            total = self.num_volumes * len(self.calls)
+            total = self.num_volumes * len(calls)
             self.bar = tqdm(
                 total=total, unit="step", desc=f"sampling {self.num_volumes} volumes", dynamic_ncols=True,
                 disable=total == 0,
             )  # fmt: skip
-        for time, call in zip(self.scheduler.timesteps, self.calls):
+        for time, call in zip(self.scheduler.timesteps, calls):
             sample = self.scheduler.step(call(sample), time, sample)[0]  # the predicted signal is not kept
             self.bar.update(len(inputs))
         if not bool(torch.isfinite(sample).all()):
             raise ValueError(f"the volumes of the seeds {inputs.tolist()} are not finite: the weights are broken")
         return (sample.clamp(-1, 1) + 1) * (0.5 * (self.hu_max - self.hu_min)) + self.hu_min
+
+    @torch.no_grad()
+    def calls(self, network: nn.Module) -> list[Callable[[Tensor], Tensor]]:
+        """The network at each of the scheduler's times; made anew for another network or other times."""
+        times = self.scheduler.timesteps
+        if self._calls_of[0] is not network or self._calls_of[1] is not times:
+            if isinstance(network, DenoisingNetwork):
+                network.require_process(self.scheduler.num_train_timesteps)
+            guided = (self.guidance.weights(self.scheduler), self.guidance.block) if self.guidance else ()
+            device = next(network.parameters()).device
+            self._calls = network_at_times(network, times.float().to(device), self.shape[1:], *guided)
+            self._calls_of = (network, times)
+        return self._calls
 
 
 def network_at_times(
@@ -197,3 +212,28 @@ def grid_of(grid: Union[None, int, Sequence[int]], trained: Sequence[int], netwo
     if any(side % stride for side in sides for stride in strides):
         raise ValueError(f"grid must be three multiples of the strides {strides}, got {sides}")
     return sides
+
+
+def check_weights(settings: dict, grid: Sequence[int], allow_stage_1: bool = False) -> None:
+    """Refuses weights of stage 1, unless they are wanted, and warns of a grid that the weights do not know.
+
+    Args:
+        settings: the JSON beside the weights.
+        grid: to sample.
+        allow_stage_1: whether volumes without anatomy are wanted.
+
+    Raises:
+        ValueError: in one line, when the network has no transformer.
+    """
+    if not allow_stage_1 and num_blocks(settings["network"]) == 0:
+        raise ValueError(
+            "these are weights of stage 1, which draw noise without anatomy: train stage 2 and sample its model.pt, or "
+            "set allow_stage_1 to true"
+        )
+    trained = list(settings["data"]["grid"])
+    if list(grid) != trained and idist.get_rank() == 0:
+        print(
+            f"warning: the weights know a grid of {trained} alone; do not expect anatomy at {list(grid)}, see "
+            "docs/high_resolution.md for larger grids",
+            file=sys.stderr,
+        )

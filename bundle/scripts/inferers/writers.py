@@ -24,6 +24,7 @@ from ..data.transforms import grid_affine, three
 from ..errors import bundle_root, require_writable
 from ..files import PathLike, hold, release, remove_leftovers, whole_file, write_text
 from ..networks.checkpoint import sha256_of
+from ..stops import stoppable_engine
 
 VERSION = json.loads(Path(bundle_root(), "configs", "metadata.json").read_text())["version"]
 MARK = "synthetic CT by PRDiT, no patient"  # in the header of every generated volume
@@ -66,6 +67,9 @@ class VolumeStore:
         versions = {"bundle": VERSION, "monai": monai.__version__, "torch": torch.__version__}
         self.provenance = json.loads(json.dumps(provenance))
         self.intensity = self.provenance.get("intensity", HU)
+        self.items: Sequence[dict[str, int]] = []
+        self.todo: Sequence[dict[str, int]] = []
+        self.saved = 0
         self.versions = {**versions, "python": platform.python_version()}
 
     def path(self, seed: int) -> Path:
@@ -80,9 +84,15 @@ class VolumeStore:
         Raises:
             ValueError: when a volume is there that was made in another way, or a file that this bundle did not make.
         """
-        missing = [item for item in items if self.overwrite or not self._is_done(item["seed"])]
+        self.items, self.todo = items, [item for item in items if self.overwrite or not self._is_done(item["seed"])]
         idist.barrier()
-        return missing
+        return self.todo
+
+    def progress(self) -> str:
+        """How far a run is that was ended."""
+        made = self.saved if self.overwrite else sum(self.sidecar(item["seed"]).is_file() for item in self.todo)
+        how = f"after {len(self.items) - len(self.todo) + made} of {len(self.items)} volumes; the same command"
+        return f"{how}, without overwrite, continues" if self.overwrite else f"{how} continues"
 
     def _is_done(self, seed: int) -> bool:
         path, sidecar = self.path(seed), self.sidecar(seed)
@@ -122,6 +132,7 @@ class VolumeStore:
         content |= {"synthetic": True, "versions": self.versions}
         text = json.dumps(content, indent=4) + "\n"
         write_text(self.sidecar(seed), text)
+        self.saved += 1
 
 
 class VolumeWriter:
@@ -137,6 +148,7 @@ class VolumeWriter:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
+        stoppable_engine(engine, self.store.progress)
 
     def write(self, engine: Engine) -> None:
         for seed, volume in zip(engine.state.output["image"].tolist(), engine.state.output["pred"]):

@@ -23,7 +23,7 @@ class DenoisingNetwork(nn.Module):
     Args:
         time_size: length of the shared time features.
         parametrization: 'none' or 'skip', see the subclasses.
-        num_train_timesteps: T, used by 'skip' alone.
+        num_train_timesteps: T of the process, used by 'skip' alone.
 
     Raises:
         ValueError: when the parametrization is unknown.
@@ -65,6 +65,15 @@ class DenoisingNetwork(nn.Module):
     def strides(self) -> List[int]:
         """Numbers that must divide every side of a volume."""
         raise NotImplementedError
+
+    @torch.jit.unused
+    def require_process(self, num_train_timesteps: int) -> None:
+        """Refuses a process with another T than 'skip' counts with, which would be silently wrong; ValueError."""
+        if self.skip and num_train_timesteps != self.num_train_timesteps:
+            raise ValueError(
+                f"the network's parametrization skip counts num_train_timesteps {self.num_train_timesteps}, the process "
+                f"has {num_train_timesteps}"
+            )
 
     def _times(self, x: Tensor, timesteps: Optional[Tensor]) -> Tensor:
         """Times (B,) in float32."""

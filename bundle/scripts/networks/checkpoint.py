@@ -30,15 +30,25 @@ def sha256_of(path: PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _weights_file(path: PathLike) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        inside = ", ".join(
+            str(path / file.name) for file in sorted(path.glob("*.pt")) if file.with_suffix(".json").is_file()
+        )
+        raise ValueError(f"{path} is a folder: give the weights in it" + (f", {inside}" if inside else ""))
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}")
+    return path
+
+
 def load_tensors(path: PathLike) -> dict[str, Any]:
     """Loads a checkpoint of tensors and plain numbers on the CPU.
 
     Raises:
         ValueError: in one line, when the file is missing, truncated, or holds anything else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}")
+    path = _weights_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -120,9 +130,7 @@ def read_settings(path: PathLike, required: Sequence[str] = ()) -> dict:
     Raises:
         ValueError: in one line, when the weights or their JSON are missing, or the JSON is damaged or of other weights.
     """
-    weights = Path(path)
-    if not weights.is_file():
-        raise ValueError(f"no checkpoint at {weights}")
+    weights = _weights_file(path)
     description = description_path(weights)
     if not description.is_file():
         raise ValueError(
@@ -162,13 +170,16 @@ def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> DenoisingN
     return network
 
 
+_NO_SIZES = ("chunk_tokens", "num_train_timesteps")
+
+
 def _require_sizes_of(settings: dict, state: dict[str, Any]) -> None:
     """Refuses numbers beyond all sizes of the weights: to build so many layers would take hours."""
     most = max([len(state), *(side for value in state.values() for side in getattr(value, "shape", ()))])
     for name, value in settings.items():
         if name == "backbone":
             _require_sizes_of(value, state)
-        elif isinstance(value, (int, float)) and name != "chunk_tokens" and not abs(value) <= most:
+        elif isinstance(value, (int, float)) and name not in _NO_SIZES and not abs(value) <= most:
             raise ValueError(f"{name} is {value}, beyond what the weights hold")
 
 

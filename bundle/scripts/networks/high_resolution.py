@@ -123,6 +123,11 @@ class HighResolutionPRDiT(DenoisingNetwork):
         return [self.refiner.stride] + [self.factor * stride for stride in self.backbone.strides()]
 
     @torch.jit.unused
+    def require_process(self, num_train_timesteps: int) -> None:
+        super().require_process(num_train_timesteps)
+        self.backbone.require_process(num_train_timesteps)
+
+    @torch.jit.unused
     def forward_parts(self, x: Tensor, timesteps: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         """The upsampled prediction of the backbone and what the refiner adds, each (B, 2C, D, H, W)."""
         upsampled = upsample_prediction(self.backbone(downsample_nearest(x, self.factor), timesteps), self.factor)
@@ -174,6 +179,7 @@ def build_high_resolution(
     parametrization: str = "none",
     norm: str = "layer",
     chunk_tokens: int = 0,
+    num_train_timesteps: int = 1000,
 ) -> HighResolutionPRDiT:
     """Builds a high-resolution network from plain numbers and words, which are what a checkpoint stores about it.
 
@@ -186,6 +192,7 @@ def build_high_resolution(
         parametrization: 'none' or 'skip', see `HighResolutionPRDiT`; the backbone has its own.
         norm: 'layer' or 'rms', of the refiner.
         chunk_tokens: see `LocalDenoiser`, of the refiner.
+        num_train_timesteps: T of the process.
 
     Raises:
         ValueError: when sizes do not fit, or the backbone predicts a velocity.
@@ -198,7 +205,9 @@ def build_high_resolution(
     if num_predictions != 2:
         raise ValueError("high resolution upsamples noise and signal apart: a network of flow matching has neither")
     refiner = LocalDenoiser(channels, 2 * channels, patch_size, stride, hidden_size, norm, chunk_tokens)
-    network = HighResolutionPRDiT(low, refiner, factor, hidden_size, parametrization)
+    if num_train_timesteps == 1000:  # see `build_prdit`
+        del settings["num_train_timesteps"]
+    network = HighResolutionPRDiT(low, refiner, factor, hidden_size, parametrization, num_train_timesteps)
     network.settings = {**settings, "backbone": low.settings, "in_channels": channels, "num_predictions": 2}
     return network
 

@@ -120,6 +120,7 @@ def build_prdit(
     attention: str = "auto",
     activation_checkpointing: bool = False,
     num_predictions: int = 2,
+    num_train_timesteps: int = 1000,
 ) -> PRDiT:
     """Builds a PRDiT from plain numbers and words, which are what a checkpoint stores about its network.
 
@@ -139,6 +140,7 @@ def build_prdit(
         attention: see `Attention`.
         activation_checkpointing: see `ResidualDiT`.
         num_predictions: output channels per channel of the volume: 2 for (noise, signal), 1 for a velocity.
+        num_train_timesteps: T of the process.
 
     Raises:
         ValueError: when sizes do not fit each other, or 'skip' is asked of a velocity, which has nothing to skip: it is
@@ -169,7 +171,9 @@ def build_prdit(
             in_channels, out_channels, patch_size, stride, hidden_size, depth, num_heads, mlp_ratio, norm, attention,
             activation_checkpointing,
         )  # fmt: skip
-    network = PRDiT(local, residual, hidden_size, parametrization)
+    if num_train_timesteps == 1000:  # as in the JSON of weights from before there was a choice
+        del settings["num_train_timesteps"]
+    network = PRDiT(local, residual, hidden_size, parametrization, num_train_timesteps)
     network.settings = settings
     return network
 

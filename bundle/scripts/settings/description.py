@@ -53,6 +53,7 @@ _DEVICE = Setting(DEVICE, "where it runs")
 _WORKERS = Setting(whole(0, 256), "processes that load data; 0: none but the main one")
 _RANK = Setting(whole(0, MILLION), "of this process; multi_gpu.yaml sets it")
 _WORLD_SIZE = Setting(whole(1, MILLION), "number of processes; multi_gpu.yaml sets it")
+_PROCESS_GROUP = Setting(COMPONENT, "joins the processes; multi_gpu.yaml sets it")
 _GUIDANCE = {
     "guidance": Setting(maybe(number(0, 100)), "weight of layer-skip guidance; 0: none; null: that of the weights"),
     "guidance_block": Setting(
@@ -119,6 +120,7 @@ _TRAIN = {
     "checkpoint_interval": Setting(whole(1, MILLION), "between checkpoints", "epochs"),
     "finetune_from": Setting(maybe(FILE), "weights of the same network to start from; null: random ones"),
     "finetuning": Setting(SWITCH, "whether finetune_from is needed; finetune.yaml sets it"),
+    "process_group": _PROCESS_GROUP,
     "rank": _RANK,
     "sampler": Setting(COMPONENT, "of training volumes; multi_gpu.yaml sets it"),
     "validation_sampler": Setting(COMPONENT, "of validation volumes; multi_gpu.yaml sets it"),
@@ -137,6 +139,7 @@ _SAMPLE = {
     "spacing": Setting(choice(*SPACINGS), "of the steps' times"),
     "prediction": Setting(maybe(choice("noise")), "null: all that the network predicts; noise: that alone (Eq. 7-8)"),
     "process_name": Setting(maybe(choice(*PROCESSES)), "null: that of the weights; another one is refused"),
+    "allow_stage_1": Setting(SWITCH, "samples weights of stage 1 too, which draw noise without anatomy"),
     **_GUIDANCE,
     "memory_gb": Setting(maybe(number(above=0)), "memory to stay within: sets batch_size and chunk_tokens", "GB"),
     "batch_size": Setting(maybe(whole(1, 65_536)), "at a time; null: 1, or by memory_gb", "volumes"),
@@ -146,6 +149,7 @@ _SAMPLE = {
     "attention": _TRAIN["attention"],
     "overwrite": Setting(SWITCH, "makes volumes again that are there already"),
     "device": _DEVICE,
+    "process_group": _PROCESS_GROUP,
     "rank": _RANK,
     "world_size": _WORLD_SIZE,
 }
@@ -179,6 +183,7 @@ _EVALUATE = {
     "batch_size": Setting(whole(1, 65_536), "at a time", "volumes"),
     "num_workers": _WORKERS,
     "device": _DEVICE,
+    "process_group": _PROCESS_GROUP,
     "rank": _RANK,
     "world_size": _WORLD_SIZE,
 }

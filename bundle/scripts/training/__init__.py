@@ -25,4 +25,11 @@ from .prepare_batch import (
     ValidationPrepareBatch,
     training_batches,
 )
-from .stages import parameters_to_train, start_from, trained_module, with_frozen_local, with_frozen_residual
+from .stages import (
+    parameters_to_train,
+    require_grid,
+    start_from,
+    trained_module,
+    with_frozen_local,
+    with_frozen_residual,
+)

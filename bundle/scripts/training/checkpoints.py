@@ -16,6 +16,7 @@ from ..files import hold, release, remove_leftovers, set_aside, whole_file, writ
 from ..networks.base import DenoisingNetwork
 from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_tensors, save_weights
 from ..networks.high_resolution import override_settings
+from ..stops import stoppable_engine
 from .stages import volumes_of
 
 # hashes of the weights that a run stands on or started from
@@ -61,6 +62,10 @@ def claim_folder(ckpt_dir: Union[str, Path], name: str) -> None:
 def _begun(ckpt_dir: Union[str, Path], name: str) -> Path:
     """A mark that the weights here are of a run that was broken before its first checkpoint."""
     return Path(ckpt_dir) / f".{name}.begun"
+
+
+def _epoch_of(path: Path) -> int:
+    return int(path.stem.rpartition("=")[2])
 
 
 class TrainingCheckpoint:
@@ -145,6 +150,7 @@ class TrainingCheckpoint:
             self._check(path, state, engine.state.max_epochs)
             # not now: Ignite would take a finished run for one to start anew
             engine.add_event_handler(Events.STARTED, lambda: self.resume(engine, path, state))
+        stoppable_engine(engine, lambda: self._progress(engine))
         if self.enabled:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
@@ -168,6 +174,13 @@ class TrainingCheckpoint:
                 facts.append(f"in {self.computed_in[-1]}, before {state['best']['computed_in'][-1]}")
             print("; ".join(facts))
         state.clear()
+
+    def _progress(self, engine: Engine) -> str:
+        """From where a run that was ended goes on: at the end of an epoch, and so it draws what an unbroken one would."""
+        kept = checkpoints(self.ckpt_dir, self.name)
+        if not kept:
+            return "before the first checkpoint; the same command begins again"
+        return f"after epoch {_epoch_of(kept[-1])} of {engine.state.max_epochs}; the same command continues"
 
     def _newest(self) -> Optional[tuple[Path, dict[str, Any]]]:
         """The newest checkpoint that is whole, and its content; damaged ones after it are set aside."""
@@ -202,7 +215,7 @@ class TrainingCheckpoint:
 
     def _check(self, path: Path, state: dict[str, Any], max_epochs: Optional[int]) -> None:
         """One line for a checkpoint that does not fit, before anything is loaded."""
-        epoch = int(path.stem.rpartition("=")[2])
+        epoch = _epoch_of(path)
         if max_epochs is not None and epoch > max_epochs:
             raise ValueError(f"{path} is past max_epochs {max_epochs}: raise it above {epoch} to train on")
         own = {name: value.shape for name, value in self.objects["network"].state_dict().items()}

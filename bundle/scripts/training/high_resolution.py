@@ -90,6 +90,7 @@ class HighResolutionPrepareBatch(SchedulerPrepareBatch):
 
     def __init__(self, scheduler: DiffusionProcess, network: HighResolutionPRDiT, tokens_per_side: int) -> None:
         super().__init__(scheduler)
+        network.require_process(scheduler.num_train_timesteps)
         self.stride, self.tokens_per_side = network.refiner.stride, tokens_per_side
         if tokens_per_side < 0:
             raise ValueError(f"refiner_window must be 0 or more patches, got {tokens_per_side}")

@@ -91,6 +91,7 @@ class LocalWindowPrepareBatch(SchedulerPrepareBatch):
 
 def training_batches(scheduler: DiffusionProcess, network: PRDiT, local_window: int = 0) -> SchedulerPrepareBatch:
     """Batches of whole volumes, or in stage 1 of blocks of `local_window` patches a side."""
+    network.require_process(scheduler.num_train_timesteps)
     if local_window:
         return LocalWindowPrepareBatch(scheduler, network, local_window)
     return SchedulerPrepareBatch(scheduler)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Collection, Optional, Union
+from typing import Any, Collection, Optional, Sequence, Union
 
 from torch import nn
 
 from ..data.intensity import HU
 from ..data.transforms import three
+from ..networks.base import DenoisingNetwork
 from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_strictly, load_tensors, read_settings
 from ..networks.high_resolution import override_settings
+from ..networks.layers import check_patches, check_reflection, token_grid
 from ..networks.prdit import PRDiT
 from .prepare_batch import PaddedLocal
 
@@ -170,6 +172,21 @@ def trained_module(network: PRDiT, local_window: int) -> nn.Module:
     if local_window and network.residual is not None:
         raise ValueError("local_window is for stage 1 alone: in stage 2 every token sees every other; set it to 0")
     return PaddedLocal(network) if local_window else network
+
+
+def require_grid(network: DenoisingNetwork, grid: Sequence[int]) -> None:
+    """Refuses a grid that the network cannot see, in stage 1 also one that stage 2 could not.
+
+    Raises:
+        ValueError: in one line, when a stride does not divide a side, or a side is too short for the patches.
+    """
+    sizes = [(network.settings["patch_size"], network.settings["stride"])]
+    if isinstance(network, PRDiT):
+        sizes.insert(0, _local_grid(network.settings))
+    for patch_size, stride in sizes:
+        check_patches(patch_size, stride)
+        check_reflection(list(grid), patch_size, stride)
+        token_grid(list(grid), stride)
 
 
 def parameters_to_train(network: nn.Module) -> list[nn.Parameter]:

@@ -1,0 +1,121 @@
+"""What the configs connect: laws of the objects that a stack builds, without training it."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from bundle_runs import TINY, assert_refused, config_files, train
+from monai.bundle import ConfigParser
+from monai.utils.enums import CommonKeys as Keys
+
+from scripts.networks import network_from_checkpoint, read_settings
+
+HIGH = {"refiner_hidden_size": 16, "refiner_patch_size": 6, "refiner_stride": 4, "device": "cpu"}
+
+
+def parsed(stack, **settings):
+    parser = ConfigParser()
+    parser.read_config(config_files(*stack))
+    parser.update(settings)
+    parser.parse(True)
+    return parser
+
+
+# loggers
+
+
+@pytest.mark.parametrize("stack", [["train"], ["train", "train_high_resolution"], ["train", "flow_matching"]])
+def test_what_is_logged_is_the_loss_that_is_trained(stack):
+    """TensorBoard's and MLflow's, without the package mlflow."""
+    parser = parsed([*stack, "mlflow"])
+    handlers = parser["train"]["handlers"]
+    logged = {
+        one["_target_"]: f"train::handlers::{i}::output_transform"
+        for i, one in enumerate(handlers)
+        if "output_transform" in one
+    }
+    assert set(logged) == {"scripts.training.TensorBoardLog", "MLFlowHandler"}
+    terms = parser.get_parsed_content("loss_terms")
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = (torch.randn(2, len(terms), 4, 4, 4, generator=generator) for _ in range(2))
+    loss = parser.get_parsed_content("train::trainer::loss_function")(prediction, target)
+    for key in logged.values():
+        values = parser.get_parsed_content(key)({Keys.PRED: prediction, Keys.LABEL: target})
+        assert values["loss"] == pytest.approx(float(loss), rel=1e-6)
+        assert set(values) == {"loss", *terms} and sum(values[name] for name in terms) == pytest.approx(
+            float(loss), rel=1e-6
+        )
+
+
+# transforms
+
+
+@pytest.fixture
+def lopsided(tmp_path):
+    """A volume in HU that no flip leaves as it is."""
+    values = np.random.default_rng(0).integers(-1000, 1000, (16, 16, 16)).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.diag([20.0, 20.0, 20.0, 1.0])), tmp_path / "ct.nii.gz")
+    return str(tmp_path / "ct.nii.gz")
+
+
+def transforms_of(stack, **settings):
+    parser = parsed(stack, grid=[16, 16, 16], **settings)
+    return [parser.get_parsed_content(f"{part}::preprocessing") for part in ("train", "validate")]
+
+
+def test_flips_swap_left_and_right_and_nothing_else(lopsided):
+    training_transform, validation = transforms_of(["train"], flip_prob=1.0)
+    flipped, plain = (
+        transform({"image": lopsided})["image"].as_tensor() for transform in (training_transform, validation)
+    )
+    assert torch.equal(flipped, plain.flip(1)) and not torch.equal(flipped, plain)
+    unflipped, _ = transforms_of(["train"], flip_prob=0.0)
+    assert torch.equal(unflipped({"image": lopsided})["image"].as_tensor(), plain)
+
+
+def test_an_appended_augmentation_never_reaches_validation(lopsided, tmp_path):
+    noise = {"_target_": "RandGaussianNoised", "keys": "image", "prob": 1.0}
+    (tmp_path / "noise.yaml").write_text(yaml.safe_dump({"+train::random_transforms": [noise]}))
+    stack = ["train", str(tmp_path / "noise")]
+    training_transform, validation = transforms_of(stack, flip_prob=1.0)
+    expected = transforms_of(["train"])[1]({"image": lopsided})["image"].as_tensor()
+    for _ in range(2):
+        assert torch.equal(validation({"image": lopsided})["image"].as_tensor(), expected)
+    augmented = training_transform({"image": lopsided})["image"].as_tensor()
+    difference = augmented - expected.flip(1)
+    assert 0.05 < float(difference.std()) < 0.2  # flipped, with noise
+
+
+def test_the_window_of_hu_becomes_minus_one_to_one(lopsided):
+    transform = transforms_of(["train"], hu_window=[-200.0, 600.0])[1]
+    hu = torch.from_numpy(np.asanyarray(nib.load(lopsided).dataobj).astype(np.float32))
+    found = transform({"image": lopsided})["image"].as_tensor()[0]
+    torch.testing.assert_close(found, ((hu + 200) / 400 - 1).clamp(-1, 1), rtol=0, atol=1e-4)
+
+
+# the number of time steps
+
+
+def test_the_network_counts_the_time_steps_of_its_process(tmp_path):
+    """In every stack, in the JSON, and in what is built from it."""
+    tiny = {**TINY, "process::num_train_timesteps": 500}
+    assert parsed(["train"], **tiny).get_parsed_content("new_network").num_train_timesteps == 500
+    train(1, tmp_path, max_epochs=1, **{"process::num_train_timesteps": 500})
+    path = tmp_path / "ckpt" / "local.pt"
+    assert read_settings(path)["process"]["num_train_timesteps"] == 500
+    assert network_from_checkpoint(path).num_train_timesteps == 500
+    high = {**HIGH, "backbone_ckpt": str(path), "process::num_train_timesteps": 500}
+    network = parsed(["train", "train_high_resolution"], **high).get_parsed_content("new_network")
+    assert network.num_train_timesteps == network.backbone.num_train_timesteps == 500
+
+
+# grids
+
+
+def test_stage_1_refuses_a_grid_that_stage_2_could_not_see(tmp_path):
+    with assert_refused("multiple of the stride 8", "[20, 20, 20]"):
+        train(1, tmp_path, grid=[20, 20, 20], stride=8, patch_size=10)
+    with assert_refused("too small for patch_size 30"):
+        train(1, tmp_path, patch_size=30, stride=4, grid=[12, 12, 12])
+    assert not list((tmp_path / "ckpt").glob("*.pt"))
