@@ -19,6 +19,7 @@ import torch
 from bundle_runs import TINY, config_files, sample
 from monai.bundle import ConfigParser
 
+from scripts import errors
 from scripts.settings.checks import described_settings, reached
 
 VALUES = (
@@ -113,7 +114,7 @@ def _run_as_a_command(stack, settings, folder, output):
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except BaseException:
-            sys.excepthook(*sys.exc_info())
+            errors._print_error(*sys.exc_info())  # what the command line has as its hook
             status = 1
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(status)

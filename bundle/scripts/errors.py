@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .machine import machine_fault
 from .stops import PIPE_CLOSED, TERMINATED, Terminated, is_closed_pipe, raise_at_sigterm, stop_line
 
-_PACKAGE = str(Path(__file__).resolve().parent)
+_PACKAGE = os.path.dirname(__file__)  # as tracebacks have it, ".." included
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _REPORT = "This is likely a fault of the bundle: please report it, with the lines above and your command."
 
