@@ -25,4 +25,4 @@ from .prepare_batch import (
     ValidationPrepareBatch,
     training_batches,
 )
-from .stages import parameters_to_train, start_from, trained_module, with_frozen_local, with_frozen_residual
+from .stages import data_of, parameters_to_train, start_from, trained_module, with_frozen_local, with_frozen_residual

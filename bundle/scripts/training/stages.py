@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Collection, Optional, Union
+from typing import Any, Collection, Optional, Sequence, Union
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from ..data.intensity import HU
 from ..data.transforms import three
 from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_strictly, load_tensors, read_settings
 from ..networks.high_resolution import override_settings
+from ..networks.layers import token_grid
 from ..networks.prdit import PRDiT
 from .prepare_batch import PaddedLocal
 
@@ -41,6 +42,29 @@ def volumes_of(data: dict) -> dict[str, Any]:
     }
 
 
+# what to say where weights that a stack of configs stands on are missing
+_NEEDED = {
+    "local_ckpt": "stage 2 needs stage 1's weights at {}: train stage 1 with the same ckpt_dir first",
+    "residual_ckpt": "a new local denoiser needs residual_ckpt, the weights whose transformer stays",
+    "finetune_from": "fine-tuning needs finetune_from, the weights to start from",
+}
+
+
+def data_of(ckpt_path: Union[None, str, Path], setting: str) -> dict[str, Any]:
+    """What weights have learnt to see: 'grid', 'field_of_view_mm', 'hu_window', 'intensity'.
+
+    Args:
+        ckpt_path: the weights, with their JSON beside them.
+        setting: that names them: 'local_ckpt', 'residual_ckpt' or 'finetune_from'.
+
+    Raises:
+        ValueError: in one line, when they are missing.
+    """
+    if ckpt_path is None or (setting == "local_ckpt" and not Path(ckpt_path).is_file()):
+        raise ValueError(_NEEDED[setting].format(ckpt_path))
+    return volumes_of(read_settings(ckpt_path)["data"])
+
+
 def _facts(data: dict) -> dict[str, Any]:
     """What volumes of two stages must have in common; a stage may have another grid at the same size of a voxel."""
     facts = volumes_of(data)
@@ -57,7 +81,11 @@ def _differences(settings: dict, data: Optional[dict]) -> list[str]:
 
 
 def start_from(
-    network: PRDiT, ckpt_path: Union[None, str, Path], process: Optional[dict] = None, required: bool = False
+    network: PRDiT,
+    ckpt_path: Union[None, str, Path],
+    process: Optional[dict] = None,
+    required: bool = False,
+    data: Optional[dict] = None,
 ) -> PRDiT:
     """Puts trained weights into a new network of the same sizes; None leaves it as it is.
 
@@ -66,14 +94,18 @@ def start_from(
         ckpt_path: trained weights, with their JSON beside them, or None.
         process: of this run, as it will be stored with the weights; None checks nothing.
         required: refuses to start from nothing.
+        data: of this run; None checks nothing. Another grid or field of view is for the weights to learn.
 
     Raises:
-        ValueError: in one line, when the weights are missing, or of another network or process.
+        ValueError: in one line, when the weights are missing, or of another network, process, HU window or intensity.
     """
     if required and ckpt_path is None:
-        raise ValueError("fine-tuning needs finetune_from, the weights to start from")
+        raise ValueError(_NEEDED["finetune_from"])
     if ckpt_path is not None:
-        _require_same_network(network, ckpt_path, process)
+        settings = _require_same_network(network, ckpt_path, process)
+        facts = [fact for fact in _differences(settings, data) if not fact.startswith("voxels")]
+        if facts:
+            raise ValueError(f"{ckpt_path} was trained on other volumes: {'; '.join(facts)}")
         load_strictly(network, load_tensors(ckpt_path), ckpt_path)
     return network
 
@@ -111,7 +143,7 @@ def with_frozen_residual(
     if network.residual is None:
         raise ValueError("a new local denoiser needs a transformer beside it: set depth to 1 or more")
     if residual_ckpt is None:
-        raise ValueError("a new local denoiser needs residual_ckpt, the weights whose transformer stays")
+        raise ValueError(_NEEDED["residual_ckpt"])
     settings = _require_same_network(network, residual_ckpt, process, but=("local_patch_size", "local_stride"))
     facts = _differences(settings, data)
     if facts:
@@ -142,7 +174,7 @@ def with_frozen_local(
     if network.residual is None:
         raise ValueError("stage 2 needs a depth of 1 or more")
     if not Path(local_ckpt).is_file():
-        raise ValueError(f"stage 2 needs stage 1's weights at {local_ckpt}: train stage 1 with the same ckpt_dir first")
+        raise ValueError(_NEEDED["local_ckpt"].format(local_ckpt))
     settings = read_settings(local_ckpt)
     require_process(local_ckpt, settings, process)
     # num_predictions is missing where the weights are older than flow matching
@@ -161,12 +193,16 @@ def with_frozen_local(
     return network
 
 
-def trained_module(network: PRDiT, local_window: int) -> nn.Module:
+def trained_module(network: PRDiT, local_window: int, grid: Optional[Sequence[int]] = None) -> nn.Module:
     """The module that the trainer calls: in stage 1 with a window, the local branch on padded pieces.
 
     Raises:
-        ValueError: when a window is asked for in stage 2, where patches are not independent.
+        ValueError: when the grid does not fit the patches of both stages, or a window is asked for in stage 2, where
+            patches are not independent.
     """
+    for name in ("local_stride", "stride"):
+        if grid is not None and network.settings[name]:
+            token_grid(list(grid), network.settings[name])
     if local_window and network.residual is not None:
         raise ValueError("local_window is for stage 1 alone: in stage 2 every token sees every other; set it to 0")
     return PaddedLocal(network) if local_window else network
