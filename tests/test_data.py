@@ -6,6 +6,8 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from bundle_runs import config_files
+from monai.bundle import ConfigParser
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.spatial.transform import Rotation
 
@@ -303,6 +305,16 @@ def test_volumes_clipped_to_the_window_of_the_run_are_hu(write_nifti, one_line):
     for low, high in ((0, 1), (0, 255), (-1, 1)):
         with pytest.raises(ValueError):
             loader({"image": str(write_nifti(np.linspace(low, high, 64).reshape(4, 4, 4)))})
+
+
+@pytest.mark.parametrize(("name", "part"), [("train", "train::preprocessing"), ("evaluate", "preprocessing")])
+def test_training_and_evaluation_load_with_the_window_of_the_run(write_nifti, name, part):
+    path = write_nifti(ct(8, 8, 8).clip(-160, 240), grid_affine([8] * 3, [32] * 3))
+    config = ConfigParser()
+    config.read_config(config_files(name))
+    seen = {"grid": [8, 8, 8], "field_of_view_mm": 32.0}
+    config.update({"hu_window": [-160, 240], "seen" if name == "train" else "common": seen})
+    assert config.get_parsed_content(part)({"image": str(path)})["image"].shape == (1, 8, 8, 8)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.7, 1.25), (3.0, 3.0, 5.0)])

@@ -92,13 +92,23 @@ def test_the_commands_of_the_readme_fit_each_other(prepare, tmp_path, write_nift
     }  # fmt: skip
     run("training", ["train"], **network, dataset_dir=folder)
     told = capsys.readouterr().out
+    assert (
+        "trains stage 1 (the local denoiser): " in told and " million parameters, in " in told and " on cpu\n" in told
+    )
     assert status == 0 and "320 x 240 x 320 mm in 64 x 48 x 64 voxels of 5 mm; 0% of it is padding" in told
     data = read_settings(tmp_path / "ckpt" / "local.pt")["data"]
     assert (data["grid"], data["field_of_view_mm"]) == ([64, 48, 64], [320.0, 240.0, 320.0])
     second = {**network, "local_window": 0, "depth": 1}
     run("training", ["train", "train_global"], **second, dataset_dir=folder)
     assert read_settings(tmp_path / "ckpt" / "model.pt")["data"] == data
+    with assert_refused("no checkpoint at", "did you mean", "model.pt"):
+        sample(ckpt_path=tmp_path / "ckpt", num_samples=1, num_inference_steps=1, output_dir=tmp_path / "out")
     sample(ckpt_path=tmp_path / "ckpt" / "model.pt", num_samples=1, num_inference_steps=1, output_dir=tmp_path / "out")
+    assert "warning" not in capsys.readouterr().err
+    sample(
+        ckpt_path=tmp_path / "ckpt" / "local.pt", num_samples=1, num_inference_steps=1, output_dir=tmp_path / "noise"
+    )
+    assert "local.pt is stage 1 alone" in capsys.readouterr().err
     image = nib.load(tmp_path / "out" / "seed_000000.nii.gz")
     assert image.shape == (64, 48, 64) and np.allclose(image.header.get_zooms(), 5)
     # a data set that does not fit the weights

@@ -10,7 +10,7 @@ from typing import Any, Optional, Sequence, Union
 import nibabel as nib
 import numpy as np
 
-from .readers import NIFTI_SUFFIXES, read_file
+from .readers import kind_of, read_file
 from .transforms import three
 
 PHANTOM_MM = 320.0
@@ -79,8 +79,8 @@ def _extent(item: dict[str, Any]) -> Optional[np.ndarray]:
         if "series" in item:
             series = item["series"]
             shape, affine = (len(series.slices), *series.slices[0].shape), series.affine
-        elif str(item["image"]).lower().endswith(NIFTI_SUFFIXES):
-            image = nib.Nifti1Image.from_filename(item["image"])
+        elif kind_of(item["image"]) == "NIfTI":
+            image = nib.load(item["image"])
             shape, affine = image.shape[:3], image.affine
         else:
             volume = read_file(item["image"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any, Callable, Optional, Sequence, Union
 
@@ -11,6 +12,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..files import PathLike
 from ..networks.base import DenoisingNetwork
 from ..networks.guidance import Guidance
 from ..schedulers import DiffusionProcess
@@ -78,6 +80,18 @@ def _compiled(function: Callable[..., Tensor], device: torch.device) -> Callable
 
     inductor.freezing = device.type == "cpu"
     return torch.compile(function, dynamic=False, mode=None if device.type == "cpu" else "reduce-overhead")
+
+
+def warn_of_stage_1(settings: dict, ckpt_path: PathLike, quiet: bool = False) -> None:
+    """Says that weights of stage 1 alone draw little but noise.
+
+    Args:
+        settings: the JSON beside the weights.
+        ckpt_path: the weights.
+        quiet: says nothing, on all ranks but one.
+    """
+    if settings.get("stage") == "local" and not quiet:
+        print(f"warning: {ckpt_path} is stage 1 alone, which draws little but noise; train stage 2", file=sys.stderr)
 
 
 class SeedPrepareBatch(PrepareBatch):

@@ -122,7 +122,8 @@ def read_settings(path: PathLike, required: Sequence[str] = ()) -> dict:
     """
     weights = Path(path)
     if not weights.is_file():
-        raise ValueError(f"no checkpoint at {weights}")
+        inside = [name for name in ("model.pt", "high_resolution.pt", "local.pt") if (weights / name).is_file()]
+        raise ValueError(f"no checkpoint at {weights}" + (f"; did you mean {weights / inside[0]}?" if inside else ""))
     description = description_path(weights)
     if not description.is_file():
         raise ValueError(

@@ -15,6 +15,7 @@ from .monitoring import (
     LossMetric,
     TensorBoardLog,
     TrainingProgress,
+    tell_run,
     term_metrics,
     validation_share,
 )
