@@ -62,7 +62,7 @@ def data_of(ckpt_path: Union[None, str, Path], setting: str) -> dict[str, Any]:
     """
     if ckpt_path is None or (setting == "local_ckpt" and not Path(ckpt_path).is_file()):
         raise ValueError(_NEEDED[setting].format(ckpt_path))
-    return volumes_of(read_settings(ckpt_path)["data"])
+    return volumes_of(read_settings(ckpt_path, required=["data"])["data"])
 
 
 def _facts(data: dict) -> dict[str, Any]:
