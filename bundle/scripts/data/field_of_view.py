@@ -80,7 +80,7 @@ def _extent(item: dict[str, Any]) -> Optional[np.ndarray]:
             series = item["series"]
             shape, affine = (len(series.slices), *series.slices[0].shape), series.affine
         elif kind_of(item["image"]) == "NIfTI":
-            image = nib.load(item["image"])
+            image: Any = nib.load(item["image"])
             shape, affine = image.shape[:3], image.affine
         else:
             volume = read_file(item["image"])
