@@ -6,7 +6,10 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from bundle_runs import config_files
+from monai.bundle import ConfigParser
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from scipy.spatial.transform import Rotation
 
 from scripts.data import LoadCTd, ToGridd, cache_count, chest_phantom, ct_datalist, grid_affine
 
@@ -273,6 +276,45 @@ def test_hu_stay_where_they_are_in_the_world(write_nifti, spacing, grid):
     # the middle stays within a voxel: resampling and cropping may each move it by half of one
     shift = np.abs(centres(pooled).mean((1, 2, 3)) - middle)
     assert (shift <= np.maximum(spacing, np.divide(32, grid)) + 1e-6).all(), shift
+
+
+@pytest.mark.parametrize("degrees", [(0, 0, 20), (50, 0, 0), (10, -15, 5)])
+def test_a_turned_scan_is_set_upright(write_nifti, degrees):
+    """Its HU stay where they are in the world; MONAI's Orientation alone would take it as if it were not turned."""
+    slope, shape = np.array([12.0, -9.0, 7.0]), (60, 50, 40)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() @ np.diag([-1.0, -1.0, 1.5])
+    affine[:3, 3] = [31.0, -4.0, 100.0]
+    middle = (affine @ [*(np.array(shape) - 1) / 2, 1])[:3]
+    world = np.einsum("ij,jxyz->xyzi", affine[:3, :3], np.indices(shape)) + affine[:3, 3]
+    pooled = to_grid(str(write_nifti(-100 + (world - middle) @ slope, affine)), field_of_view_mm=24.0)
+    expected = -100 + np.einsum("i,ixyz->xyz", slope, centres(pooled) - middle[:, None, None, None])
+    np.testing.assert_allclose(pooled[0], expected, atol=1.0)
+    np.testing.assert_allclose(pooled.affine[:3, :3], 3 * np.eye(3), atol=1e-6)
+    assert np.abs(centres(pooled).mean((1, 2, 3)) - middle).max() <= 1.5
+
+
+def test_volumes_clipped_to_the_window_of_the_run_are_hu(write_nifti, one_line):
+    """As generated ones are, whose weights have a narrow window; scaled volumes stay refused."""
+    path = write_nifti(ct(6, 5, 4).clip(-160, 240))
+    loader = LoadCTd("image", 8, 32.0, hu_window=[-160, 240])
+    assert float(loader({"image": str(path)})["image"].min()) == -160
+    with pytest.raises(ValueError) as raised:
+        load(str(path))
+    one_line(raised, path, "hu_window")
+    for low, high in ((0, 1), (0, 255), (-1, 1)):
+        with pytest.raises(ValueError):
+            loader({"image": str(write_nifti(np.linspace(low, high, 64).reshape(4, 4, 4)))})
+
+
+@pytest.mark.parametrize(("name", "part"), [("train", "train::preprocessing"), ("evaluate", "preprocessing")])
+def test_training_and_evaluation_load_with_the_window_of_the_run(write_nifti, name, part):
+    path = write_nifti(ct(8, 8, 8).clip(-160, 240), grid_affine([8] * 3, [32] * 3))
+    config = ConfigParser()
+    config.read_config(config_files(name))
+    seen = {"grid": [8, 8, 8], "field_of_view_mm": 32.0}
+    config.update({"hu_window": [-160, 240], "seen" if name == "train" else "common": seen})
+    assert config.get_parsed_content(part)({"image": str(path)})["image"].shape == (1, 8, 8, 8)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.7, 1.25), (3.0, 3.0, 5.0)])

@@ -104,6 +104,16 @@ def test_learning_rate_warms_up_and_decays():
     assert rates(5, warmup_steps=4, decay_to=0.2) == pytest.approx(expected[5:])
 
 
+def test_a_run_that_ends_in_its_warm_up_is_warned_of(capsys):
+    rates(0, warmup_steps=2)
+    assert capsys.readouterr().err == ""
+    rates(0, warmup_steps=8)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line.startswith("warning: the run has 10 steps") and "max_epochs to 16" in line and "warmup_steps to 1" in line
+    )
+
+
 def averaged(decay, steps, start=0, average=None):
     """The average of a weight that is its step's number, after `steps` steps, `start` of them in a run before."""
     network = torch.nn.Linear(1, 1)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Union
 
-from .dicom import MAX_TILT_DEGREES, MIN_SLICES
+from .dicom import MIN_SLICES
 from .intensity import HU, PAPER_COMPAT
 from .pseudonyms import as_bytes
 from .sources import find_sources
@@ -92,8 +92,6 @@ def _scan(folder: Path) -> dict[str, list[dict[str, Any]]]:
     items: list[dict[str, Any]] = []
     for source in find_sources(folder).sources:
         reason = source.reason
-        if source.series is not None and source.series.tilt_degrees > MAX_TILT_DEGREES:
-            reason = f"a gantry tilt of {source.series.tilt_degrees:.1f} degrees"
         if source.kind == "DICOM series" and source.num_slices < MIN_SLICES:  # they lie beside the CT everywhere
             continue
         if reason:

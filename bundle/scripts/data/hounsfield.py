@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -65,12 +65,16 @@ def dense_warning(volume: Tensor) -> Optional[str]:
     )
 
 
-def check_hu(volume: Tensor, name: str) -> None:
-    """Raises a ValueError naming the volume when its range alone says that its values are no HU; cheap."""
+def check_hu(volume: Tensor, name: str, hu_window: Sequence[float] = (AIR_HU, -AIR_HU)) -> None:
+    """Raises a ValueError naming the volume when its range alone says that its values are no HU; cheap.
+
+    Values clipped to a window, as generated volumes are, reach its ends where they would have reached beyond them.
+    """
     lowest, highest = float(volume.min()), float(volume.max())
     if not math.isfinite(lowest - highest):
         raise ValueError(f"{name} has voxels that are not numbers")
-    if lowest > -400 or highest < 0:
+    if lowest > max(-400.0, hu_window[0] + 1) or highest < min(0.0, hu_window[1] - 1):  # files hold whole HU
         raise ValueError(
-            f"{name} is not a chest CT in HU: its values are {lowest:g} to {highest:g}, air would be near -1000"
+            f"{name} is not a chest CT in HU: its values are {lowest:g} to {highest:g}, air would be near -1000; volumes "
+            "that were clipped to a narrow window need that as hu_window"
         )

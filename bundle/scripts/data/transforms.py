@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, Spacing
 
+from .dicom import MAX_TILT_DEGREES
 from .hounsfield import AIR_HU, check_hu
 from .intensity import HU, to_hu
 from .phantom import chest_phantom
+from .preparation import extent, ras_affine, resample
 from .readers import read_dicom, read_file
 
 
@@ -35,20 +37,29 @@ def three(value: Union[float, Sequence[float]]) -> list[float]:
 class LoadCTd(MapTransform):
     """Loads a file, a DICOM series or a phantom as (1, X, Y, Z) in HU, oriented RAS.
 
+    Scans that are turned or sheared against the patient's axes, as by a tilted gantry, are resampled to upright voxels.
     Volumes of a paper_compat data set come as what stands for HU, see `intensity`.
 
     Args:
         keys: of the path (str) or the phantom's seed (int); the item's 'series' is a DICOM series.
         grid: voxels of a phantom along each axis.
         field_of_view_mm: size of a phantom.
+        hu_window: of the run; volumes that were clipped to it are HU, too.
 
     Raises:
         ValueError: in one line naming the file, when it cannot be read or is not HU.
     """
 
-    def __init__(self, keys: Hashable, grid: Sequence[int], field_of_view_mm: Union[float, Sequence[float]]) -> None:
+    def __init__(
+        self,
+        keys: Hashable,
+        grid: Sequence[int],
+        field_of_view_mm: Union[float, Sequence[float]],
+        hu_window: Sequence[float] = (AIR_HU, -AIR_HU),
+    ) -> None:
         super().__init__(keys)
         self.grid, self.field_of_view_mm = [int(side) for side in three(grid)], three(field_of_view_mm)
+        self.hu_window = hu_window
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
@@ -62,16 +73,27 @@ class LoadCTd(MapTransform):
         volume = chest_phantom(seed, self.grid, self.field_of_view_mm)
         return MetaTensor(torch.from_numpy(volume)[None], affine=grid_affine(self.grid, self.field_of_view_mm))
 
-    @staticmethod
-    def _file(path: str, item: Mapping[Hashable, Any]) -> MetaTensor:
+    def _file(self, path: str, item: Mapping[Hashable, Any]) -> MetaTensor:
         try:
             volume = read_dicom(item["series"]) if "series" in item else read_file(path)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         values = torch.from_numpy(to_hu(volume.as_tensor().float().numpy(), str(item.get("intensity", HU))))
         volume = MetaTensor(values, affine=volume.affine)
-        check_hu(volume, path)
-        return Orientation(axcodes="RAS", labels=None)(volume)
+        check_hu(volume, path, self.hu_window)
+        return _upright(Orientation(axcodes="RAS", labels=None)(volume))
+
+
+def _upright(volume: MetaTensor) -> MetaTensor:
+    """A volume (1, X, Y, Z) in RAS order, resampled to the box around it where its axes are not the patient's."""
+    affine = np.asarray(volume.affine, float)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if (np.diag(affine)[:3] / spacing).min() > np.cos(np.radians(MAX_TILT_DEGREES)):
+        return volume
+    low, high = extent(volume.shape[1:], affine)
+    size = np.ceil((high - low) / spacing - 1e-3).astype(int).tolist()
+    upright = ras_affine((low + high) / 2, size, spacing)
+    return MetaTensor(resample(volume, upright, size), affine=upright)
 
 
 class ToGridd(MapTransform):

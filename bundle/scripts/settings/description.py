@@ -71,8 +71,13 @@ _TRAIN = {
     "log_dir": Setting(FOLDER, "where TensorBoard's files are written"),
     "device": _DEVICE,
     "seed": Setting(whole(0, 2**32 - 1), "of the first weights and of all that is drawn in training"),
-    "grid": Setting(_GRID, "what the network sees, along x, y, z", "voxels"),
-    "field_of_view_mm": Setting(_FIELD_OF_VIEW, "size of what the network sees", "mm"),
+    "grid": Setting(
+        maybe(_GRID), "what the network sees, along x, y, z; null: cubic, about 64 along the longest side", "voxels"
+    ),
+    "field_of_view_mm": Setting(
+        maybe(_FIELD_OF_VIEW), "size of what the network sees; null: what the volumes cover, or 320 for phantoms", "mm"
+    ),
+    "max_padding": Setting(_SHARE, "largest share of the field of view outside of the volumes"),
     "hu_window": Setting(WINDOW, "scaled to [-1, 1]; stored with the weights and reversed on output", "HU"),
     "flip_prob": Setting(_SHARE, "probability of a left-right flip; half of the hearts are then on the right"),
     "num_phantoms": Setting(whole(1, MILLION), "training phantoms, where dataset_dir is null"),

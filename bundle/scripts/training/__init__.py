@@ -15,6 +15,7 @@ from .monitoring import (
     LossMetric,
     TensorBoardLog,
     TrainingProgress,
+    tell_run,
     term_metrics,
     validation_share,
 )
@@ -26,6 +27,7 @@ from .prepare_batch import (
     training_batches,
 )
 from .stages import (
+    data_of,
     parameters_to_train,
     require_grid,
     start_from,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, Sized
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
@@ -67,7 +69,19 @@ class LearningRateSchedule:
         self.rates = [group["lr"] for group in optimizer.param_groups]
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.warn_if_short)
         engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def warn_if_short(self, engine: Engine) -> None:
+        """Says what to set where the warm-up takes more than a fifth of the run."""
+        steps, epochs = engine.state.epoch_length, engine.state.max_epochs
+        if steps * epochs < 5 * self.warmup_steps and idist.get_rank() == 0:
+            print(
+                f"warning: the run has {steps * epochs} steps, {epochs} epochs of {steps}, and the learning rate rises for "
+                f"the first {self.warmup_steps}: too few to learn much; set max_epochs to "
+                f"{math.ceil(10 * self.warmup_steps / steps)} or more, or warmup_steps to {steps * epochs // 10}",
+                file=sys.stderr,
+            )
 
     def factor(self, step: int, total: int) -> float:
         """Share of the full rate at `step` (from 1) of `total`."""

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Average
 from monai.handlers import TensorBoardStatsHandler
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -30,6 +31,23 @@ def validation_share(dataset: Sized, rank: int, world_size: int) -> range:
             f"there are {len(dataset)} validation volumes for {world_size} processes; use fewer processes or validate on more"
         )
     return range(rank, len(dataset), world_size)
+
+
+def tell_run(stage: str, network: nn.Module, computed_in: dict[str, str], quiet: bool = False) -> None:
+    """Prints what is trained, how large it is, and in what.
+
+    Args:
+        stage: name of the weights' file.
+        network: that the trainer calls.
+        computed_in: see `scripts.inferers.computed_in`.
+        quiet: says nothing, on all ranks but one.
+    """
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    trained, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+    if not quiet:
+        what = "stage 1 (the local denoiser)" if stage == "local" else stage
+        where = f"{computed_in['precision']} on {computed_in['device']}"
+        print(f"trains {what}: {trained / 1e6:.2f} of {total / 1e6:.2f} million parameters, in {where}")
 
 
 class LossMetric(Average):

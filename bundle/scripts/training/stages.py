@@ -43,6 +43,29 @@ def volumes_of(data: dict) -> dict[str, Any]:
     }
 
 
+# what to say where weights that a stack of configs stands on are missing
+_NEEDED = {
+    "local_ckpt": "stage 2 needs stage 1's weights at {}: train stage 1 with the same ckpt_dir first",
+    "residual_ckpt": "a new local denoiser needs residual_ckpt, the weights whose transformer stays",
+    "finetune_from": "fine-tuning needs finetune_from, the weights to start from",
+}
+
+
+def data_of(ckpt_path: Union[None, str, Path], setting: str) -> dict[str, Any]:
+    """What weights have learnt to see: 'grid', 'field_of_view_mm', 'hu_window', 'intensity'.
+
+    Args:
+        ckpt_path: the weights, with their JSON beside them.
+        setting: that names them: 'local_ckpt', 'residual_ckpt' or 'finetune_from'.
+
+    Raises:
+        ValueError: in one line, when they are missing.
+    """
+    if ckpt_path is None or (setting == "local_ckpt" and not Path(ckpt_path).is_file()):
+        raise ValueError(_NEEDED[setting].format(ckpt_path))
+    return volumes_of(read_settings(ckpt_path, required=["data"])["data"])
+
+
 def _facts(data: dict) -> dict[str, Any]:
     """What volumes of two stages must have in common; a stage may have another grid at the same size of a voxel."""
     facts = volumes_of(data)
@@ -59,7 +82,11 @@ def _differences(settings: dict, data: Optional[dict]) -> list[str]:
 
 
 def start_from(
-    network: PRDiT, ckpt_path: Union[None, str, Path], process: Optional[dict] = None, required: bool = False
+    network: PRDiT,
+    ckpt_path: Union[None, str, Path],
+    process: Optional[dict] = None,
+    required: bool = False,
+    data: Optional[dict] = None,
 ) -> PRDiT:
     """Puts trained weights into a new network of the same sizes; None leaves it as it is.
 
@@ -68,14 +95,18 @@ def start_from(
         ckpt_path: trained weights, with their JSON beside them, or None.
         process: of this run, as it will be stored with the weights; None checks nothing.
         required: refuses to start from nothing.
+        data: of this run; None checks nothing. Another grid or field of view is for the weights to learn.
 
     Raises:
-        ValueError: in one line, when the weights are missing, or of another network or process.
+        ValueError: in one line, when the weights are missing, or of another network, process, HU window or intensity.
     """
     if required and ckpt_path is None:
-        raise ValueError("fine-tuning needs finetune_from, the weights to start from")
+        raise ValueError(_NEEDED["finetune_from"])
     if ckpt_path is not None:
-        _require_same_network(network, ckpt_path, process)
+        settings = _require_same_network(network, ckpt_path, process)
+        facts = [fact for fact in _differences(settings, data) if not fact.startswith("voxels")]
+        if facts:
+            raise ValueError(f"{ckpt_path} was trained on other volumes: {'; '.join(facts)}")
         load_strictly(network, load_tensors(ckpt_path), ckpt_path)
     return network
 
@@ -113,7 +144,7 @@ def with_frozen_residual(
     if network.residual is None:
         raise ValueError("a new local denoiser needs a transformer beside it: set depth to 1 or more")
     if residual_ckpt is None:
-        raise ValueError("a new local denoiser needs residual_ckpt, the weights whose transformer stays")
+        raise ValueError(_NEEDED["residual_ckpt"])
     settings = _require_same_network(network, residual_ckpt, process, but=("local_patch_size", "local_stride"))
     facts = _differences(settings, data)
     if facts:
@@ -144,7 +175,7 @@ def with_frozen_local(
     if network.residual is None:
         raise ValueError("stage 2 needs a depth of 1 or more")
     if not Path(local_ckpt).is_file():
-        raise ValueError(f"stage 2 needs stage 1's weights at {local_ckpt}: train stage 1 with the same ckpt_dir first")
+        raise ValueError(_NEEDED["local_ckpt"].format(local_ckpt))
     settings = read_settings(local_ckpt)
     require_process(local_ckpt, settings, process)
     # num_predictions is missing where the weights are older than flow matching
