@@ -87,17 +87,6 @@ def remove_leftovers(*folders: PathLike) -> None:
                     part.unlink()
 
 
-def visible_files(folder: PathLike) -> list[str]:
-    """All files below a folder but hidden ones, sorted; linked folders count, each folder once."""
-    paths, met = [], {os.path.realpath(folder)}
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        below = {os.path.realpath(os.path.join(parent, name)): name for name in sorted(folders, reverse=True) if name[0] != "."}
-        folders[:] = sorted(name for real, name in below.items() if real not in met)
-        met.update(below)
-        paths += [os.path.join(parent, name) for name in files if not name.startswith(".")]
-    return sorted(path for path in paths if os.path.isfile(path))
-
-
 def require_own(path: PathLike, mark: str, setting: str) -> None:
     """Refuses a file in the way that lacks the mark of what this command writes; ValueError in one line."""
     path = Path(path)

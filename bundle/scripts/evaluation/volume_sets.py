@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,8 +17,8 @@ import numpy as np
 
 from ..data import ct_datalist, phantom, phantom_shapes
 from ..data.intensity import PAPER_COMPAT
+from ..data.places import list_files
 from ..data.transforms import three
-from ..files import visible_files
 from ..networks import sha256_of
 
 FIRST_REFERENCE_PHANTOM = 2_000_000  # seeds that no training or validation set has
@@ -103,12 +105,12 @@ def _generated_set(name: str, folder: Path, max_volumes: Optional[int]) -> Volum
         raise ValueError(f"generated_dirs: {name} is the name of another set; choose another one")
     if not folder.is_dir():
         raise ValueError(f"generated_dir {folder} is no folder")
-    paths = [path for path in visible_files(folder) if path.endswith((".nii", ".nii.gz"))]
+    paths = sorted(path for path in list_files([folder], Counter()) if path.endswith((".nii", ".nii.gz")))
     if not paths:
         raise ValueError(f"generated_dir {folder} holds no NIfTI file")
     scaled = _is_paper_compat(folder)
     items = [{"image": path, **({"intensity": PAPER_COMPAT} if scaled else {})} for path in paths]
-    return VolumeSet(name, _at_most(items, max_volumes), folder, scaled)
+    return VolumeSet(name, _at_most(items, max_volumes), Path(os.path.abspath(folder)), scaled)
 
 
 def _at_most(items: list[dict[str, Any]], count: Optional[int]) -> list[dict[str, Any]]:
