@@ -16,7 +16,8 @@ import ignite.distributed as idist
 from tqdm import tqdm
 
 from ..errors import require_writable
-from ..files import PathLike, write_text
+from ..files import PathLike, hold, release, remove_leftovers, require_own, write_text
+from ..overlap import check_places
 from ..processes import join_processes
 from ..stops import stoppable
 from .dicom import MIN_SLICES
@@ -24,7 +25,7 @@ from .ingest_report import write_reports
 from .missing import tell_missing
 from .parallel import died, work, worker_count
 from .preparation import Preparation
-from .pseudonyms import Pseudonym, as_bytes, read_salt, write_mapping
+from .pseudonyms import MAPPING_COLUMNS, Pseudonym, as_bytes, read_salt, write_mapping
 from .readers import RAD_CHEST_SPACING
 from .sources import Findings, Inspected, Source, find_sources, inspect_file
 from .transforms import three
@@ -78,7 +79,10 @@ def prepare_dataset(
     """
     if os.environ.get("WORLD_SIZE", "1") != "1" and idist.get_world_size() == 1:
         join_processes("gloo", timeout=timedelta(days=7))  # ranks wait for the slowest
-    places, folder = _check_places(source_dir, dataset_dir, mapping_file)
+    places, folder = _existing_places(source_dir, dataset_dir)
+    salt_path = Path(salt_file) if salt_file else folder.with_name(folder.name + ".salt")
+    written = {"dataset_dir": folder, "salt_file": salt_path, "mapping_file": mapping_file}
+    _require_apart(places, written)
     workers = worker_count(num_workers)
     findings = find_sources(places, patient_from, min_slices, lambda _, paths: _inspected(paths, workers))
     rad_chest = all(source.kind == "RAD-ChestCT" for source in findings.sources)
@@ -91,7 +95,15 @@ def prepare_dataset(
         if idist.get_rank() == 0:
             _tell(findings)
         return
-    pseudonym = Pseudonym(_shared_salt(Path(salt_file) if salt_file else folder.with_name(folder.name + ".salt")))
+    _require_apart(_folders_met(findings, places), written)
+    if mapping_file is not None:
+        require_own(mapping_file, ",".join(MAPPING_COLUMNS), "mapping_file")
+    require_writable(folder, "dataset_dir")
+    if idist.get_rank() == 0:
+        hold(folder, "dataset_dir")
+        beside = [Path(path).parent for path in (salt_path, mapping_file) if path is not None]
+        remove_leftovers(folder, folder / "volumes", folder / "records", *beside)
+    pseudonym = Pseudonym(_shared_salt(salt_path))
     _check_settings(folder, preparation)
     job = VolumeJob(folder, preparation, pseudonym)
     records = _make_volumes(job, findings.sources, workers)
@@ -102,30 +114,36 @@ def prepare_dataset(
         if mapping_file is not None:
             write_mapping(Path(mapping_file), records, {pseudonym.of(source): source for source in findings.sources})
         notes += tell_missing(folder, records, remove_missing)
+        release(folder)
         _summarize(folder, records, findings, notes, mapping_file)
     if any(record["status"] == "rejected" for record in records):
         sys.exit(REJECTED_STATUS)
 
 
-def _check_places(
-    source_dir: Any, dataset_dir: Optional[PathLike], mapping_file: Optional[PathLike]
-) -> tuple[list[Path], Path]:
-    """Absolute source places and data set folder; ValueError when one lies in another or is missing."""
+def _existing_places(source_dir: Any, dataset_dir: Optional[PathLike]) -> tuple[list[Path], Path]:
+    """Absolute source places and data set folder; ValueError when one is not given or a source is missing."""
     for name, value in (("source_dir", source_dir), ("dataset_dir", dataset_dir)):
         if not value:
             raise ValueError(f"{name} is needed: --{name} FOLDER")
-    places = [
-        Path(str(place)).absolute() for place in (source_dir if isinstance(source_dir, (list, tuple)) else [source_dir])
-    ]
-    folder = Path(str(dataset_dir)).absolute()
+    listed = source_dir if isinstance(source_dir, (list, tuple)) else [source_dir]
+    places = [Path(os.path.abspath(str(place))) for place in listed]
     for place in places:
         if not place.exists():
             raise ValueError(f"source_dir {place} does not exist")
-        if place.is_dir() and (folder.resolve() == place.resolve() or place.resolve() in folder.resolve().parents):
-            raise ValueError(f"dataset_dir {folder} lies in source_dir {place}; choose a folder outside")
-    if mapping_file is not None and folder.resolve() in Path(mapping_file).absolute().resolve().parents:
-        raise ValueError(f"mapping_file {mapping_file} says who is who and must not lie in dataset_dir")
-    return places, folder
+    return places, Path(os.path.abspath(str(dataset_dir)))
+
+
+def _require_apart(read: Sequence[PathLike], written: dict[str, Optional[PathLike]]) -> None:
+    """Refuses to write into sources, and keys and tables of who is who where others find them: see `check_places`."""
+    check_places({"source_dir": read}, written, apart=list(written))
+
+
+def _folders_met(findings: Findings, places: Sequence[Path]) -> list[str]:
+    """All folders below the places that sources lie in, wherever links to them lead, and the files that lists name."""
+    files = [file for source in findings.sources for file in source.files]
+    roots = [str(place) + os.sep for place in places if place.is_dir()]
+    walked = {folder for folder in map(os.path.dirname, files) if f"{folder}{os.sep}".startswith(tuple(roots))}
+    return [*walked, *(file for file in files if os.path.dirname(file) not in walked)]
 
 
 def _inspected(paths: Sequence[str], workers: int) -> list[Inspected]:
@@ -150,19 +168,24 @@ def _shared_salt(path: Path) -> str:
 
 def _check_settings(folder: Path, preparation: Preparation) -> None:
     """Keeps the settings with the data set; ValueError when it was begun with others."""
-    require_writable(folder, "dataset_dir")
     path = folder / "preparation.json"
     if path.is_file():
         try:
             before = json.loads(path.read_text())
-        except ValueError:
-            raise ValueError(f"{path} is damaged; choose another dataset_dir") from None
+        except (ValueError, RecursionError):
+            before = None
+        if not isinstance(before, dict):
+            raise ValueError(f"{path} is damaged; copy it again, or choose another dataset_dir")
         for name, value in vars(preparation).items():
             if before.get(name) != value:
                 raise ValueError(
                     f"dataset_dir {folder} was made with {name} {before.get(name)}, now it is {value}; "
                     "choose another dataset_dir"
                 )
+    else:
+        for name in ("dataset.json", "report.html", "report.csv", "volumes", "records"):
+            if (folder / name).exists():
+                raise ValueError(f"dataset_dir {folder} holds another's {name}, not to be replaced; choose another one")
     text = json.dumps(vars(preparation), indent=4) + "\n"
     write_text(path, text)
 

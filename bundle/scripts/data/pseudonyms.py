@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import hmac
 import io
-import os
 import secrets
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from ..files import whole_file
+from ..files import whole_file, write_text
 from .sources import Source
 
+MAPPING_COLUMNS = ["volume", "patient", "status", "reason", "patient_id", "path"]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets run
 
 
@@ -46,12 +46,12 @@ def read_salt(path: Path) -> str:
     """
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_hex(32) + "\n")
+            write_text(path, secrets.token_hex(32) + "\n", private=True)
         salt = path.read_text().strip()
     except OSError as error:
         raise ValueError(f"salt_file {path} cannot be used: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"salt_file {path} is no text; choose another one") from None
     if not salt:
         raise ValueError(f"salt_file {path} is empty")
     return salt
@@ -69,7 +69,7 @@ def write_mapping(path: Path, records: Sequence[dict[str, Any]], sources: Mappin
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    writer.writerow(["volume", "patient", "status", "reason", "patient_id", "path"])
+    writer.writerow(MAPPING_COLUMNS)
     for record in records:
         source = sources[record["volume"]]
         cells = [*(record[name] for name in ("volume", "patient", "status", "reason")), source.patient, source.path]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence, Union
 
@@ -14,6 +17,7 @@ import numpy as np
 
 from ..data import ct_datalist, phantom, phantom_shapes
 from ..data.intensity import PAPER_COMPAT
+from ..data.places import list_files
 from ..data.transforms import three
 from ..networks import sha256_of
 
@@ -101,12 +105,12 @@ def _generated_set(name: str, folder: Path, max_volumes: Optional[int]) -> Volum
         raise ValueError(f"generated_dirs: {name} is the name of another set; choose another one")
     if not folder.is_dir():
         raise ValueError(f"generated_dir {folder} is no folder")
-    paths = [path for path in sorted(folder.rglob("*")) if path.name.endswith((".nii", ".nii.gz")) and path.is_file()]
+    paths = sorted(path for path in list_files([folder], Counter()) if path.endswith((".nii", ".nii.gz")))
     if not paths:
         raise ValueError(f"generated_dir {folder} holds no NIfTI file")
     scaled = _is_paper_compat(folder)
-    items = [{"image": str(path), **({"intensity": PAPER_COMPAT} if scaled else {})} for path in paths]
-    return VolumeSet(name, _at_most(items, max_volumes), folder, scaled)
+    items = [{"image": path, **({"intensity": PAPER_COMPAT} if scaled else {})} for path in paths]
+    return VolumeSet(name, _at_most(items, max_volumes), Path(os.path.abspath(folder)), scaled)
 
 
 def _at_most(items: list[dict[str, Any]], count: Optional[int]) -> list[dict[str, Any]]:
@@ -117,13 +121,19 @@ def _at_most(items: list[dict[str, Any]], count: Optional[int]) -> list[dict[str
 
 def _is_paper_compat(folder: Path) -> bool:
     """Whether dataset.json or a volume's JSON says that HU were scaled away, volume by volume."""
-    for path in (folder / "dataset.json", *sorted(folder.glob("*.json"))[:1]):
+    of_volumes = (path for path in sorted(folder.glob("*.json")) if _has_volume(path))
+    for path in (folder / "dataset.json", *islice(of_volumes, 1)):
         try:
             if json.loads(path.read_text()).get("intensity") == PAPER_COMPAT:
                 return True
         except (OSError, ValueError, AttributeError):
             continue
     return False
+
+
+def _has_volume(path: Path) -> bool:
+    """Whether the volume that a JSON may describe lies beside it; reports have none."""
+    return any(path.with_suffix(suffix).is_file() for suffix in (".nii", ".nii.gz"))
 
 
 def check_sets(sets: Sequence[VolumeSet]) -> None:
