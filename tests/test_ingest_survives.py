@@ -4,6 +4,7 @@ import faulthandler
 import json
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -181,3 +182,17 @@ def test_noise_among_good_neighbours(prepare, tmp_path, chest, write_nifti):
             (source / f"{number}.{suffix}").write_bytes(noisy(content, rng, 300))
     _, folder, records = prepare(source)
     assert len(records) == 11 and len(json.loads((folder / "dataset.json").read_text())["training"]) == 1
+
+
+def seconds(duration):
+    time.sleep(duration)
+    return duration
+
+
+def test_a_worker_that_has_nothing_left_to_do_waits_for_no_other():
+    """Workers that are started later hold the pipes of earlier ones, so that closing those ends nothing."""
+    signal.alarm(60)  # ends the tests where they would hang
+    try:
+        assert sorted(work(seconds, [0.0, 0.5, 0.2], 3, died=None)) == [0.0, 0.2, 0.5]
+    finally:
+        signal.alarm(0)

@@ -32,18 +32,20 @@ class _Worker:
             self.pipe.send(items)
 
     def stop(self) -> None:
+        with suppress(OSError):  # it is dead already
+            self.pipe.send(None)  # closing would not do: workers that started later hold this end, too
         self.pipe.close()
         self.process.join()
 
 
 def _serve(function: Callable[[Any], Any], pipe: Connection, parents: Connection) -> None:
-    parents.close()  # else the parent's death would not be noticed
+    parents.close()  # else the parent's death would not be noticed; it ends the last worker, and that the one before
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):  # no more work, or nobody left to work for
-        while True:
-            pipe.send(_results(function, pipe.recv()))
+        while (items := pipe.recv()) is not None:
+            pipe.send(_results(function, items))
 
 
 def _results(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
