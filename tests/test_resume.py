@@ -38,7 +38,7 @@ REFUSED = {  # another run: it needs a ckpt_dir of its own, or the old setting
     "process_name": ("flow_matching", "parametrization"),
     "noise_std": (0.5, "noise_std 1.0, this run has 0.5"),
     "finetune_from": ("start/local.pt", "another start than finetune_from"),
-    "max_epochs": (1, "past max_epochs 1"),
+    "max_epochs": (1, "max_epochs is 1, but"),
 }
 TAKEN = {  # for the steps that follow
     "seed": 1, "flip_prob": 1.0, "num_phantoms": 4, "batch_size": 1, "epoch_length": 3, "local_window": 1, "lr": 0.1,

@@ -109,6 +109,11 @@ class VolumeStore:
         changed = [name for name, value in self.provenance.items() if there.get(name) != value]
         if changed:
             name = changed[0]
+            if name not in there:
+                raise ValueError(
+                    f"{sidecar} does not say with which {name} the volume was made: it is damaged or of an older version; "
+                    "choose another output_dir, or --overwrite True"
+                )
             raise ValueError(
                 f"{path} was made with {name} {there.get(name)}, now it is {self.provenance[name]}; "
                 "set it as before, choose another output_dir, or --overwrite True"

@@ -64,8 +64,9 @@ def read_description(path: Path) -> dict[str, Any]:
         _Description.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"][:2]) or "content"
-        raise ValueError(f"{path} is not the description of a checkpoint: {where}: {first['msg']}") from None
+        where = ".".join(str(part) for part in first["loc"][:2])
+        what = f"its {where} is missing or not right" if where else "it is no table of settings"
+        raise ValueError(f"{path} is not the description of a checkpoint: {what}; copy it again") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{path} is not the description of a checkpoint; copy it again") from None
     data = content.get("data")

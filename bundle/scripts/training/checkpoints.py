@@ -217,7 +217,9 @@ class TrainingCheckpoint:
         """One line for a checkpoint that does not fit, before anything is loaded."""
         epoch = _epoch_of(path)
         if max_epochs is not None and epoch > max_epochs:
-            raise ValueError(f"{path} is past max_epochs {max_epochs}: raise it above {epoch} to train on")
+            raise ValueError(
+                f"max_epochs is {max_epochs}, but {path} is trained to epoch {epoch}: set max_epochs to more than {epoch}"
+            )
         own = {name: value.shape for name, value in self.objects["network"].state_dict().items()}
         theirs = {name: value.shape for name, value in state["network"].items()}
         if own != theirs:
