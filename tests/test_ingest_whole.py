@@ -45,7 +45,7 @@ def test_table_of_who_is_who_is_for_the_user_alone(prepare, tmp_path, chest):
     for number, patient in enumerate(("=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "\tx", "P-1")):
         write_chest(tmp_path / "in" / str(number), chest, str(number), PatientID=patient)
     table = tmp_path / "map.csv"
-    table.write_text("old")
+    prepare(tmp_path / "in", mapping_file=table)
     table.chmod(0o644)
     prepare(tmp_path / "in", mapping_file=table)
     assert table.stat().st_mode & 0o777 == 0o600

@@ -160,10 +160,10 @@ class TrainingCheckpoint:
         """Puts a checkpoint into all objects, with this run's settings, and empties it."""
         steps, max_epochs = engine.state.epoch_length, engine.state.max_epochs
         groups = self.objects["optimizer"].param_groups
-        settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        own = [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in groups]
         Checkpoint.load_objects(self.objects, state)
-        for group, own in zip(self.objects["optimizer"].param_groups, settings):
-            group.update(own)
+        for group, settings in zip(self.objects["optimizer"].param_groups, own):
+            group.update(settings)  # LearningRateSchedule sets lr before the next step
         epoch, steps_before = engine.state.epoch, engine.state.epoch_length
         engine.state.epoch_length, engine.state.max_epochs, engine.state.iteration = steps, max_epochs, epoch * steps
         if self.enabled and epoch < max_epochs:
