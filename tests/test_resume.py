@@ -51,7 +51,7 @@ NO_MATTER = {
     "hu_window": [-1000, 1000], "attention": "sdpa", "log_dir": "elsewhere",
 }  # fmt: skip
 ELSEWHERE = {  # names of the run or places, the machine, and what another test continues
-    "ckpt_dir", "stage", "finetuning", "bundle_root", "imports", "device", "compile", "num_workers", "rank", "sampler",
+    "ckpt_dir", "stage", "finetuning", "bundle_root", "imports", "device", "compile", "num_workers", "rank", "process_group", "sampler",
     "validation_sampler", "max_padding",
 }  # fmt: skip
 LAST = "local_checkpoint_epoch=4.pt"

@@ -75,7 +75,7 @@ def test_flips_swap_left_and_right_and_nothing_else(lopsided):
 
 
 def test_an_appended_augmentation_never_reaches_validation(lopsided, tmp_path):
-    noise = {"_target_": "RandGaussianNoised", "keys": "image", "prob": 1.0}
+    noise = {"_target_": "RandGaussianNoised", "keys": "image", "prob": 1.0, "sample_std": False}
     (tmp_path / "noise.yaml").write_text(yaml.safe_dump({"+train::random_transforms": [noise]}))
     stack = ["train", str(tmp_path / "noise")]
     training_transform, validation = transforms_of(stack, flip_prob=1.0)
