@@ -1,0 +1,3 @@
+"""Pages on which radiologists look at volumes and judge them; they open from disk, without server and network."""
+
+from .viewer import Viewed, write_reader_page, write_view, write_volume_script
