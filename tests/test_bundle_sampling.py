@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from bundle_runs import CONFIGS, assert_refused, run_process, sample
 
+from scripts.inferers import Writer
+
 
 def test_samples_are_ct_in_hu_with_geometry(trained, tmp_path):
     settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 4, "seed": 5, "bf16": False}
@@ -205,3 +207,50 @@ def test_a_grid_that_the_weights_do_not_know_is_told(trained, tmp_path, capsys):
 def test_a_folder_of_weights_is_answered_with_what_is_in_it(trained, tmp_path):
     with assert_refused("is a folder", trained / "ckpt" / "local.pt", trained / "ckpt" / "model.pt"):
         sample(ckpt_path=trained / "ckpt", output_dir=tmp_path / "out")
+
+
+class Notes(Writer):
+    """Writes the mean HU of each volume, and at the end how many there are."""
+
+    def is_there(self, volume):
+        return self.path(volume).is_file()
+
+    def write(self, volume):
+        assert volume.facts["synthetic"]
+        self.path(volume).write_text(f"{volume.read()[0].mean():.3f}")
+
+    def finish(self, volumes, overwrite):
+        volumes[0].path.with_name("all.txt").write_text(str(len(volumes)))
+
+    @staticmethod
+    def path(volume):
+        return volume.path.with_name(f"{volume.name}.txt")
+
+
+def test_a_writer_can_be_asked_for_later_and_nothing_is_sampled_again(trained, tmp_path, capsys):
+    """It works on what is stored, resumes volume by volume, and may be a component."""
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "output_dir": tmp_path / "out"}
+    sample(num_samples=2, **settings)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("seed_*")}
+    settings["writers"] = ["nifti", {"_target_": "test_bundle_sampling.Notes"}]
+    capsys.readouterr()
+    sample(num_samples=3, **settings)
+    assert "1 volumes written" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for seed in range(3):
+        hu = nib.load(tmp_path / "out" / f"seed_{seed:06d}.nii.gz").get_fdata()
+        assert float((tmp_path / "out" / f"seed_{seed:06d}.txt").read_text()) == pytest.approx(hu.mean(), abs=1e-3)
+    assert (tmp_path / "out" / "all.txt").read_text() == "3"
+    kept, gone = (tmp_path / "out" / f"seed_{seed:06d}.txt" for seed in (0, 1))
+    kept.write_text("kept")
+    gone.unlink()
+    sample(num_samples=3, **settings)
+    assert kept.read_text() == "kept" and gone.is_file()
+
+
+def test_writers_are_known_and_hold_nifti(trained, tmp_path):
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 1, "output_dir": tmp_path / "out"}
+    for writers, fact in (("jpeg", "writers must be a list, each one of nifti"), (["preview"], "must hold nifti")):
+        with assert_refused(fact):
+            sample(num_samples=1, writers=writers, **settings)
+    assert not (tmp_path / "out").exists()

@@ -115,7 +115,7 @@ def test_a_generated_volume_that_a_copy_truncated_is_named(tmp_path, chest, shar
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with assert_refused(path, "truncated", "run again"):
         store.missing([{"seed": seed} for seed in range(3)])
-    store.release()
+    release(tmp_path)
 
 
 def test_hidden_files_are_no_data_and_linked_folders_are(tmp_path, chest_file):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
+import shutil
 import socket
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
@@ -48,16 +50,49 @@ def whole_file(path: PathLike, private: bool = False) -> Iterator[BufferedRandom
             raise
 
 
+@contextmanager
+def whole_folder(path: PathLike) -> Iterator[Path]:
+    """A new folder to write files to, which takes its name, and the place of an older one, like a `whole_file`.
+
+    Args:
+        path: of the folder; the one that it lies in is made if need be.
+    """
+    path = Path(path)
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part, lock = _new_part_folder(path.parent)
+        try:
+            yield part
+            for file in part.iterdir():
+                _store(file)
+            older = path.replace(_part_name(path.parent)) if path.is_dir() else None
+            part.replace(path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        finally:
+            if lock is not None:
+                os.close(lock)
+        if older is not None:
+            shutil.rmtree(older)
+
+
 def write_text(path: PathLike, text: str, private: bool = False) -> None:
     """Writes text in UTF-8 as a `whole_file`."""
     with whole_file(path, private) as file:
         file.write(text.encode())
 
 
+def sha256_of(path: PathLike) -> str:
+    """Hash of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _new_part(folder: Path, mode: int) -> tuple[Path, BufferedRandom]:
     """A new file that is locked until it is closed: one that is not was left by a process that died."""
     while True:
-        part = folder / f".prdit-{secrets.token_hex(8)}.part"
+        part = _part_name(folder)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(part, flags, mode), "w+b")
         if _lock(file) is not False and os.fstat(file.fileno()).st_nlink:
@@ -65,7 +100,35 @@ def _new_part(folder: Path, mode: int) -> tuple[Path, BufferedRandom]:
         file.close()  # another process took it for a leftover, in the moment before it was locked
 
 
-def _lock(file: BufferedRandom) -> Optional[bool]:
+def _new_part_folder(folder: Path) -> tuple[Path, Optional[int]]:
+    """A new folder, and what is to be closed at its end: until then it is locked, where the file system can."""
+    part = _part_name(folder)
+    part.mkdir()
+    return part, _locked_folder(part)
+
+
+def _locked_folder(folder: Path) -> Optional[int]:
+    if fcntl is None:  # Windows opens no folders
+        return None
+    lock = os.open(folder, os.O_RDONLY)
+    if _lock(lock):
+        return lock
+    os.close(lock)
+    return None
+
+
+def _part_name(folder: Path) -> Path:
+    return folder / f".prdit-{secrets.token_hex(8)}.part"
+
+
+def _store(file: Path) -> None:
+    """Waits until the content of a file is on the disk."""
+    descriptor = os.open(file, os.O_RDWR)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _lock(file: Union[int, BufferedRandom]) -> Optional[bool]:
     """Whether this process got the lock; None where the file system has none."""
     if fcntl is None:
         return None
@@ -79,12 +142,19 @@ def _lock(file: BufferedRandom) -> Optional[bool]:
 
 
 def remove_leftovers(*folders: PathLike) -> None:
-    """Removes what `whole_file` had begun in these folders when its process died."""
+    """Removes what `whole_file` and `whole_folder` had begun in these folders when their process died."""
     for folder in folders:
         for part in Path(folder).glob(".prdit-*.part"):
-            with suppress(OSError), open(part, "r+b") as file:
-                if _lock(file):
-                    part.unlink()
+            with suppress(OSError):
+                if part.is_dir():
+                    lock = _locked_folder(part)
+                    if lock is not None:
+                        shutil.rmtree(part)
+                        os.close(lock)
+                    continue
+                with open(part, "r+b") as file:
+                    if _lock(file):
+                        part.unlink()
 
 
 def require_own(path: PathLike, mark: str, setting: str) -> None:

@@ -15,9 +15,9 @@ from monai.engines import SupervisedEvaluator
 
 from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, require_own, write_text
-from ..inferers.writers import VERSION
 from ..metrics import FeatureExtractor
 from ..stops import stoppable
+from ..version import VERSION
 from .comparison import MEMORISATION, MS_SSIM, Comparison, likeness_warnings, warnings_of
 from .page import number
 from .records import Records, RecordStore

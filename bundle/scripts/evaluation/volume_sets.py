@@ -19,7 +19,7 @@ from ..data import ct_datalist, phantom, phantom_shapes
 from ..data.intensity import PAPER_COMPAT
 from ..data.places import list_files
 from ..data.transforms import three
-from ..networks import sha256_of
+from ..files import sha256_of
 
 FIRST_REFERENCE_PHANTOM = 2_000_000  # seeds that no training or validation set has
 

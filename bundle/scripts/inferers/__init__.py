@@ -1,5 +1,6 @@
 """Training forward, sampling, and volumes on disk."""
 
+from ..data.generated import save_volume
 from .inferer import AutocastDiffusionInferer, computed_in, has_fast_bf16, uses_bf16
 from .memory import memory_plan, peak_gb
 from .sampler import (
@@ -11,4 +12,5 @@ from .sampler import (
     network_at_times,
     seed_list,
 )
-from .writers import VolumeStore, VolumeWriter, preview_picture, save_volume, write_preview
+from .store import VolumeStore, VolumeWriter
+from .writers import Writer

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import require_writable
-from ..files import PathLike, remove_leftovers, whole_file, write_text
+from ..files import PathLike, remove_leftovers, sha256_of, whole_file, write_text
 from ..overlap import check_places
 from .base import DenoisingNetwork
 from .description import description_path, read_description, require_free
@@ -22,12 +22,6 @@ from .high_resolution import build_network, override_settings
 
 CHANGE_NO_WEIGHT = {"attention": "auto", "chunk_tokens": 0, "activation_checkpointing": False}  # settings of a network
 TIME_LAYERS = {"time", "time_head", "modulation", "final_modulation"}  # parts of the names of what sees the time alone
-
-
-def sha256_of(path: PathLike) -> str:
-    """Hash of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _weights_file(path: PathLike) -> Path:

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import require_writable
-from ..files import remove_leftovers
+from ..files import remove_leftovers, sha256_of
 from ..overlap import check_places
 from ..schedulers import PROCESSES, build_scheduler
 from .base import DenoisingNetwork
-from .checkpoint import load_tensors, save_weights, sha256_of
+from .checkpoint import load_tensors, save_weights
 from .description import description_path, require_free
 from .high_resolution import build_network
 from .official_names import official_names

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..inferers.writers import WRITERS
 from ..schedulers.factory import PROCESSES
 from ..schedulers.process import TRAINING_TIMES
 from ..schedulers.solvers import SOLVERS
@@ -23,6 +24,7 @@ from .kinds import (
     WINDOW,
     Kind,
     choice,
+    components,
     lengths,
     maybe,
     named,
@@ -134,6 +136,7 @@ _TRAIN = {
 _SAMPLE = {
     "ckpt_path": Setting(FILE, "weights (.pt) to sample, with their JSON beside them"),
     "output_dir": Setting(FOLDER, "where the volumes are written"),
+    "writers": Setting(components(*WRITERS), "what is written; everything else is made of the NIfTI"),
     "num_samples": Setting(whole(1, 10 * MILLION), "volumes to make"),
     "seed": Setting(whole(0, LARGEST_SEED), "volume i is made from seed + i alone, whatever the batch"),
     "grid": Setting(maybe(_GRID), "of the volumes, along x, y, z; null: that of the weights", "voxels"),

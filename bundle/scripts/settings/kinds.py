@@ -86,6 +86,14 @@ def several(kind: Kind, least: int = 1, most: Optional[int] = None, words: str =
     return Kind(_list(kind.annotation, least, most, _listed), words or f"a list, each {kind.words}")
 
 
+def components(*names: str) -> Kind:
+    """A list of names of what is known, or of what a config builds."""
+    return Kind(
+        _list(Union[Literal[names], Annotated[Any, AfterValidator(_component)]], 1, None, _listed),
+        f"a list, each one of {', '.join(names)}, or a component",
+    )
+
+
 def named(kind: Kind, example: str) -> Kind:
     """Values by name."""
     values: Any = kind.annotation
@@ -114,6 +122,13 @@ def _no_switch(value: Any) -> Any:
 
 def _cube(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value] * 3
+
+
+def _component(value: Any) -> Any:
+    """What MONAI has built, or will build."""
+    if isinstance(value, (str, int, float, type(None))) or isinstance(value, dict) and "_target_" not in value:
+        raise ValueError("no component")
+    return value
 
 
 def _listed(value: Any) -> Any:
