@@ -6,7 +6,7 @@
 # Each sets up .venv first; it is kept until setup.cfg changes.
 
 PY = .venv/bin/python
-CODE = bundle/scripts tests benchmarks tools
+CODE = bundle/prdit.py bundle/scripts tests benchmarks tools
 BLACK = $(PY) -m black --line-length 120 --skip-magic-trailing-comma   # as the Model Zoo runs it
 # what makes .venv: `python3`, or the first other one that is 3.11 or newer
 PYTHON = $(shell for python in python3 python3.11 python3.12 python3.13; do \
@@ -29,7 +29,7 @@ lint: .venv/stamp
 	@$(PY) -m flake8 $(CODE)
 	@$(PY) -m isort --check-only --quiet $(CODE)
 	@$(BLACK) --check --quiet $(CODE) || { $(BLACK) --diff --quiet $(CODE); exit 1; }
-	@$(PY) -m mypy bundle/scripts
+	@$(PY) -m mypy bundle/scripts bundle/prdit.py
 
 release: .venv/stamp
 	@$(PY) tools/release.py

@@ -37,11 +37,12 @@ def check_stack(config: Mapping[str, Any]) -> None:
     marks = {name.removeprefix(MARK): mark for name, mark in config.items() if name.startswith(MARK)}
     _check_code()
     if marks:
-        _check_order(marks)
+        check_order(marks)
         _check_processes(marks)
 
 
-def _check_order(marks: Mapping[str, Mapping[str, Any]]) -> None:
+def check_order(marks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses files, by name with their marks and in the order they are merged, that do not go together or not so."""
     order = sorted(marks, key=lambda name: marks[name]["layer"])  # files of one layer stay as they are
     for name, mark in marks.items():
         over = mark.get("over", [])

@@ -1,0 +1,176 @@
+"""From a command to the runs of MONAI that it stands for."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping, Optional, Sequence
+
+from .stacks import PROCESSES, STAGE_LAYER, in_order, keys, marks, overlays, recipes
+from .table import CONFIGS, Command
+from .typed import Typed, named, nearest
+
+OWN = ("recipe", "with", "gpus")  # flags of prdit for every run
+OF_TRAINING = ("stage", "up")  # … and of training
+SWITCHES = ("show", "verbose")
+LOCAL, GLOBAL, REFINER = "local", "model", "high_resolution"  # names of the weights' files
+# settings that one stage alone takes where several are trained: the next ones take theirs from the weights before
+_OF_STAGE = {
+    "grid": LOCAL, "field_of_view_mm": LOCAL, "hu_window": LOCAL, "max_padding": LOCAL, "local_window": LOCAL,
+    "depth": GLOBAL,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of MONAI.
+
+    Args:
+        stack: names of config files, in order.
+        settings: as typed.
+        run_id: which list of the config is run; None is MONAI's own, `run`.
+        processes: more than one is started by `torchrun`.
+        title: which of several it is.
+        stage: name of the weights that a training makes.
+    """
+
+    stack: tuple[str, ...]
+    settings: Mapping[str, str]
+    run_id: Optional[str] = None
+    processes: int = 1
+    title: str = ""
+    stage: str = ""
+
+    def words(self) -> list[str]:
+        """The words after `monai.bundle`."""
+        paths = [_short(CONFIGS / f"{name}.yaml") for name in self.stack]
+        files = paths[0] if len(paths) == 1 else "[" + ",".join(f"'{path}'" for path in paths) + "]"
+        settings = [word for name, value in self.settings.items() for word in (f"--{name}", value)]
+        return ["run", *([self.run_id] if self.run_id else []), "--config_file", files, *settings]
+
+    def line(self) -> str:
+        """The command as a user of MONAI types it."""
+        start = f"torchrun --standalone --nproc_per_node={self.processes}" if self.processes > 1 else "python"
+        return f"{start} -m monai.bundle " + " ".join(_quoted(word) for word in self.words())
+
+
+def _short(path: Path) -> str:
+    """A path from the current folder, where it lies below."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith(os.pardir) else relative
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
+
+
+def runs_of(name: str, command: Command, typed: Typed) -> list[Run]:
+    """The runs of a command, in order.
+
+    Raises:
+        ValueError: in one line, for what is not right in it.
+    """
+    added = _added(command.stack[0], typed)
+    processes = _number(typed.take("gpus"), "gpus", 1)
+    if processes > 1:
+        added.append(PROCESSES)
+    stage, up = (typed.take("stage"), typed.take("up")) if command.stack[0] == "train" else (None, None)
+    settings = {**command.defaults, **named(typed, command.positions, command.short, f"prdit {name}")}
+    if command.stack[0] == "train":
+        return _training(command.stack, added, settings, processes, stage, up)
+    if command.stack[0] == "inference" and "ckpt_path" in settings:
+        settings["ckpt_path"] = _weights_in(settings["ckpt_path"])
+    stack = in_order(command.stack, added)
+    _require_known(name, settings, stack)
+    return [Run(tuple(stack), settings, processes=processes)]
+
+
+def _added(base: str, typed: Typed) -> list[str]:
+    """Overlays that were asked for by name."""
+    recipe, others = typed.take("recipe"), typed.take("with")
+    known = recipes(base)
+    if recipe is not None and recipe not in known:
+        there = f"there are {', '.join(known)}" if known else f"there is none for {base}.yaml"
+        raise ValueError(f"no recipe {recipe}{nearest(recipe, known) or f'; {there}'}")
+    return [one for one in (recipe, *(others or "").split(",")) if one]
+
+
+def _number(value: Optional[str], setting: str, least: int) -> int:
+    if value is None:
+        return 1
+    if not value.isdecimal() or int(value) < least:
+        raise ValueError(f"{setting} must be a whole number, {least} or more, got {value}")
+    return int(value)
+
+
+def _require_known(name: str, settings: Mapping[str, str], stack: Sequence[str]) -> None:
+    known = keys(stack)
+    for setting in settings:
+        first = setting.replace("#", "::").split("::")[0]
+        if first not in known:
+            raise ValueError(f"no setting {first}{nearest(first, known) or ' here'}  (prdit {name} --help)")
+
+
+def _weights_in(place: str) -> str:
+    """A folder stands for the weights that training left there."""
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        return place
+    for name in (GLOBAL, REFINER, LOCAL):
+        if (folder / f"{name}.pt").is_file():
+            return os.path.join(place, f"{name}.pt")
+    raise ValueError(f"{place} has no weights: no model.pt is in it; prdit train DATA {place} makes them")
+
+
+def _training(
+    base: Sequence[str],
+    added: list[str],
+    settings: dict[str, str],
+    processes: int,
+    stage: Optional[str],
+    up: Optional[str],
+) -> list[Run]:
+    """The stages of training, one run each."""
+    if "finetune_from" in settings and "finetune" not in added:
+        added.append("finetune")
+    if "residual_ckpt" in settings and "train_new_local" not in added:
+        added.append("train_new_local")
+    for name in ("finetune_from", "residual_ckpt", "backbone_ckpt"):
+        if name in settings:
+            settings[name] = _weights_in(settings[name])
+    factor = _number(up, "up", 2)
+    if [one for one in added if one in overlays("train") and marks()[one]["layer"] <= STAGE_LAYER]:
+        if (stage, up) != (None, None):
+            raise ValueError(
+                f"stage and up are for training from the start, not with {', '.join(added)}; leave them out"
+            )
+        stacks = {"": in_order(base, added)}
+    else:
+        stacks = _stages(list(base), added, stage, up)
+    _require_known("train", settings, [part for stack in stacks.values() for part in stack])
+    runs = []
+    for number, (name, stack) in enumerate(stacks.items(), 1):
+        given = settings
+        if len(stacks) > 1:
+            theirs = keys(stack)
+            given = {one: value for one, value in given.items() if one in theirs and _OF_STAGE.get(one, name) == name}
+        if name == REFINER:
+            ckpt_dir = settings.get("ckpt_dir", keys(base)["ckpt_dir"])
+            given = {**given, "backbone_ckpt": os.path.join(ckpt_dir, f"{GLOBAL}.pt"), "factor": str(factor)}
+        runs.append(Run(tuple(stack), given, "training", processes, f"{number} of {len(stacks)}", name))
+    return runs
+
+
+def _stages(base: list[str], added: Sequence[str], stage: Optional[str], up: Optional[str]) -> dict[str, list[str]]:
+    """Stacks by the weights that they make, in the order of training."""
+    if stage not in (None, "1", "2"):
+        raise ValueError(f"stage must be 1 (local denoiser) or 2 (global residual), got {stage}")
+    stacks = {LOCAL: in_order(base, added), GLOBAL: in_order([*base, "train_global"], added)}
+    if stage is not None:
+        stacks = {name: stacks[name] for name in (LOCAL if stage == "1" else GLOBAL,)}
+    if up is not None:  # a recipe is that of the grid below
+        others = [name for name in added if name not in recipes("train")]
+        stacks[REFINER] = in_order([*base, "train_high_resolution"], others)
+    return stacks

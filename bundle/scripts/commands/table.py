@@ -1,0 +1,125 @@
+"""Every command of `prdit`: its config files, what may be given by position, and one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Mapping
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A job.
+
+    Args:
+        sentence: what it is for.
+        stack: names of config files, without `.yaml`.
+        positions: settings that may be given without their names, in this order, and what they are called then.
+        main: settings that `--help` lists first.
+        defaults: settings as typed, where they are not given.
+        short: other names of settings.
+        then: what to type next; settings stand in braces.
+    """
+
+    sentence: str
+    stack: tuple[str, ...]
+    positions: Mapping[str, str]
+    main: tuple[str, ...] = ()
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    short: Mapping[str, str] = field(default_factory=dict)
+    then: str = ""
+
+
+_SAMPLING = ("num_samples", "seed", "num_inference_steps", "solver", "memory_gb", "dicom", "device")
+_EVALUATE = {"real": "real_dir", "generated": "generated_dir"}
+
+COMMANDS = {
+    "demo": Command(
+        "four volumes now, of the shipped weights (phantoms, not patients)",
+        ("inference",),
+        {"output_dir": "OUT"},
+        main=_SAMPLING,
+        defaults={"output_dir": "demo"},
+        short={"n": "num_samples"},
+        then="prdit prepare YOUR_CT DATA   for weights of your own CT",
+    ),
+    "prepare": Command(
+        "my CT (DICOM, NIfTI, MHA, NRRD) -> checked data set",
+        ("preprocess",),
+        {"source_dir": "SOURCE", "dataset_dir": "DATA"},
+        main=("spacing", "size", "min_coverage", "min_lung_ml", "patient_from", "mapping_file", "dry_run"),
+        then="look at {dataset_dir}/report.html, then   prdit train {dataset_dir} WEIGHTS",
+    ),
+    "train": Command(
+        "data set -> weights: both stages, and a finer grid with --up 2",
+        ("train",),
+        {"dataset_dir": "DATA", "ckpt_dir": "WEIGHTS"},
+        main=(
+            "max_steps", "max_epochs", "batch_size", "lr", "grid", "field_of_view_mm", "preset", "depth", "flip_prob",
+            "finetune_from", "num_workers", "device",
+        ),  # fmt: skip
+        then="prdit sample {ckpt_dir} OUT",
+    ),
+    "sample": Command(
+        "weights -> volumes in HU (NIfTI)",
+        ("inference",),
+        {"ckpt_path": "WEIGHTS", "output_dir": "OUT"},
+        main=_SAMPLING,
+        short={"n": "num_samples"},
+        then="prdit evaluate {output_dir} --real DATA",
+    ),
+    "evaluate": Command(
+        "how good are they? report.html",
+        ("evaluate",),
+        {"generated_dir": "VOLUMES", "output_dir": "OUT"},
+        main=("real_dir", "training_dir", "metrics", "max_volumes", "feature_weights", "device"),
+        short=_EVALUATE,
+        then="look at {output_dir}/report.html",
+    ),
+    "view": Command(
+        "a page to look at volumes, in any browser, offline",
+        ("view",),
+        {"source_dir": "VOLUMES", "output_dir": "OUT"},
+        short={"beside": "beside_dir"},
+        then="open {output_dir}/view.html",
+    ),
+    "review": Command(
+        "a blinded study with readers",
+        ("review",),
+        {"output_dir": "OUT"},
+        main=("generated_dir", "real_dir", "readers", "num_cases", "seed", "key_file"),
+        short=_EVALUATE,
+    ),
+    "review-score": Command(
+        "what the readers said: accuracy, ROC, kappa",
+        ("review_score",),
+        {"answers": "ANSWERS", "key_file": "KEY", "output_dir": "OUT"},
+    ),
+    "export": Command("weights in half the size, to ship them", ("export",), {"ckpt_path": "WEIGHTS", "output_path": "COPY"}),
+    "import": Command(
+        "the authors' weights -> weights of this bundle", ("import_official",), {"official_ckpt": "FILE", "ckpt_path": "WEIGHTS"}
+    ),
+    "export-dicom": Command("volumes -> CT series for a PACS", ("export_dicom",), {"generated_dir": "VOLUMES", "output_dir": "OUT"}),
+    "wscore": Command(
+        "critics against real volumes (paper A.9.3)",
+        ("evaluate", "wscore"),
+        {"generated_dir": "VOLUMES", "output_dir": "OUT"},
+        short=_EVALUATE,
+    ),
+    "sweep": Command(
+        "samplers and weights compared", ("evaluate", "sampling_sweep"), {"real_dir": "REAL", "output_dir": "OUT"}, short=_EVALUATE
+    ),
+}  # fmt: skip
+ABOUT = {
+    "plan": "what a command would do: time, memory, disk. prdit plan train DATA WEIGHTS",
+    "doctor": "versions, device, memory, disk: what to mend",
+}
+
+
+def available() -> dict[str, Command]:
+    """The commands whose config files are in this bundle."""
+    return {
+        name: one for name, one in COMMANDS.items() if all((CONFIGS / f"{part}.yaml").is_file() for part in one.stack)
+    }

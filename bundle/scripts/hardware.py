@@ -1,0 +1,67 @@
+"""What there is to run on, in words: device, memory, disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Optional, Union
+
+import torch
+
+GB = 1e9
+CPU_ONLY = (
+    "this PyTorch is built for the CPU alone, but there is an NVIDIA GPU: install the CUDA build (https://pytorch.org), "
+    "which is many times faster"
+)
+
+
+def device_name(device: Union[str, torch.device]) -> str:
+    """A device with what it is, such as `cuda:0 (NVIDIA H100, 80 GB)`."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return f"{device} ({facts.name}, {facts.total_memory / GB:.0f} GB)"
+    if device.type != "cpu":
+        return str(device)
+    model = _cpu_model()
+    return f"{len(_cores())} CPU cores" + (f" ({model})" if model else "")
+
+
+def _cores() -> set[int]:
+    """Cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.M) if info.is_file() else None
+    return " ".join(found[1].split()) if found else ""
+
+
+def idle_gpu() -> bool:
+    """Whether an NVIDIA GPU is there that this PyTorch, built for the CPU, cannot use."""
+    driver = Path("/proc/driver/nvidia/gpus")
+    return torch.version.cuda is None and (
+        driver.is_dir() and any(driver.iterdir()) or bool(shutil.which("nvidia-smi"))
+    )
+
+
+def memory_bytes(device: Union[str, torch.device]) -> Optional[float]:
+    """Memory of a GPU, or of this machine; None where the system does not say."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def free_disk(folder: Union[str, Path]) -> tuple[Path, float]:
+    """Bytes that are free where a folder is, or would be made; and the part of its path that is there."""
+    there = Path(folder).absolute()
+    while not there.exists():
+        there = there.parent
+    return there, float(shutil.disk_usage(there).free)

@@ -1,0 +1,8 @@
+"""Words for numbers, in what users read."""
+
+from __future__ import annotations
+
+
+def count(number: int, thing: str) -> str:
+    """'1 volume', '4 volumes', '1,500 steps': a number and what it counts, in the singular given."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

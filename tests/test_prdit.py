@@ -1,0 +1,181 @@
+"""`prdit`: the line of MONAI that each command stands for, its help, and what it refuses."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bundle_runs import CONFIGS
+from test_docs import check_run
+
+from scripts.commands import run
+from scripts.commands.stacks import overlays
+from scripts.commands.table import ABOUT, COMMANDS, available
+
+PRDIT = CONFIGS.parent / "prdit.py"
+TRAIN, GLOBAL, REFINER = (["train"], ["train", "train_global"], ["train", "train_high_resolution"])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+
+
+def shown(capsys, *words):
+    """The stacks and settings that `--show` prints, a line each."""
+    run([*words, "--show"])
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    for line in lines:
+        assert line[:4] == ["python", "-m", "monai.bundle", "run"] or line[0] == "torchrun"
+        check_run(line[line.index("run") + 1 :])  # MONAI finds the files, the order, the run and the settings
+    return [([Path(one).stem for one in files(line)], settings(line)) for line in lines]
+
+
+def files(line):
+    value = line[line.index("--config_file") + 1]
+    return value.strip("[]").replace("'", "").split(",")
+
+
+def settings(line):
+    words = line[line.index("--config_file") + 2 :]
+    return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2])}
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        run(words)
+    assert end.value.code == 1
+    out, error = capsys.readouterr()
+    assert out == "" and error.count("\n") == 1 and error.startswith("error: ")
+    return error
+
+
+def test_the_list_of_commands_has_each_that_can_run(capsys):
+    run([])
+    out = capsys.readouterr().out
+    assert [name for name in (*available(), *ABOUT) if f"\n  {name} " not in f"\n{out}"] == []
+    assert {"demo", "prepare", "train", "sample", "evaluate", "export", "import", "wscore", "sweep"} <= set(available())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_a_command_of_monai(name, capsys):
+    if name not in available():
+        pytest.skip("its config file is not in this bundle")
+    command = COMMANDS[name]
+    for stack, given in shown(capsys, name, *(place.lower() + ".pt" for place in command.positions.values())):
+        assert stack[0] == command.stack[0]
+        assert set(command.positions) <= set(given)
+    known = {"output_dir": "x", **{setting: "y" for setting in command.short.values()}}
+    for typed, setting in command.short.items():
+        (_, given), *_ = shown(capsys, name, f"--{typed}", known[setting])
+        assert given[setting] == "y"
+
+
+def test_settings_reach_monai_as_they_were_typed(capsys):
+    ((stack, given),) = shown(capsys, "sample", "w.pt", "2025", "--seed=7", "--overwrite", "--grid", "[32,32,32]")
+    assert stack == ["inference"]
+    assert given == {"ckpt_path": "w.pt", "output_dir": "2025", "seed": "7", "overwrite": "True", "grid": "[32,32,32]"}
+    ((_, given),) = shown(capsys, "sample", "--output_dir", "it's $HOME")
+    assert given == {"output_dir": "it's $HOME"}
+
+
+def test_a_folder_stands_for_its_weights(capsys, tmp_path):
+    (tmp_path / "C").mkdir()
+    assert "no model.pt" in refused(capsys, "sample", "C")
+    (tmp_path / "C" / "local.pt").touch()
+    assert shown(capsys, "sample", "C")[0][1] == {"ckpt_path": "C/local.pt"}  # and inference.yaml refuses stage 1
+    (tmp_path / "C" / "model.pt").touch()
+    assert shown(capsys, "sample", "C", "o")[0][1] == {"ckpt_path": "C/model.pt", "output_dir": "o"}
+
+
+def test_training_is_both_stages_and_the_refiner(capsys):
+    assert [stack for stack, _ in shown(capsys, "train", "D", "C")] == [TRAIN, GLOBAL]
+    assert [stack for stack, _ in shown(capsys, "train", "D", "C", "--stage", "2")] == [GLOBAL]
+    first, second, third = shown(
+        capsys,
+        "train",
+        "D",
+        "C",
+        "--up",
+        "2",
+        "--grid",
+        "32",
+        "--depth",
+        "8",
+        "--lr",
+        "1.0e-4",
+        "--refiner_stride",
+        "4",
+    )
+    assert first == (TRAIN, {"dataset_dir": "D", "ckpt_dir": "C", "grid": "32", "lr": "1.0e-4"})
+    assert second == (GLOBAL, {"dataset_dir": "D", "ckpt_dir": "C", "depth": "8", "lr": "1.0e-4"})
+    assert third[0] == REFINER
+    assert third[1]["backbone_ckpt"] == "C/model.pt" and third[1]["factor"] == "2" and third[1]["refiner_stride"] == "4"
+    assert "grid" not in third[1] and "depth" not in third[1]
+
+
+def test_overlays_come_in_their_order(capsys):
+    stacks = shown(capsys, "train", "D", "C", "--with", "mlflow,flow_matching", "--recipe", "paper_128", "--gpus", "2")
+    tail = ["flow_matching", "paper_128", "mlflow", "multi_gpu"]
+    assert [stack for stack, _ in stacks] == [[*TRAIN, *tail], [*GLOBAL, *tail]]
+    assert shown(capsys, "train", "D", "C", "--finetune_from", "x.pt")[0][0] == ["train", "finetune"]
+    assert shown(capsys, "train", "D", "C", "--residual_ckpt", "x.pt")[0][0] == ["train", "train_new_local"]
+    assert shown(capsys, "evaluate", "o", "--with", "totalsegmentator")[0][0] == ["evaluate", "totalsegmentator"]
+
+
+@pytest.mark.parametrize(
+    "words, facts",
+    [
+        ("smaple", ("smaple", "sample")),
+        ("sample --solvr heun", ("no setting solvr", "solver", "prdit sample --help")),
+        ("train D C --max_epoch 1", ("max_epoch", "max_epochs")),
+        ("train D C --factor 2", ("no setting factor",)),
+        ("train --recipe paper128", ("paper_128",)),
+        ("train --recipe finetune", ("no recipe finetune",)),
+        ("train --with mlflo", ("mlflow",)),
+        ("sample --with mlflow", ("no overlay mlflow", "inference.yaml")),
+        ("train --with finetune,train_new_local", ("exclude each other",)),
+        ("train --with finetune_high_resolution", ("train_high_resolution.yaml",)),
+        ("train --with finetune --stage 1", ("stage", "finetune")),
+        ("train --stage 3", ("stage", "1", "2", "3")),
+        ("train --up 1", ("up", "2")),
+        ("train --gpus none", ("gpus", "none")),
+        ("train D C E", ("DATA WEIGHTS", "'E'")),
+        ("sample C out --output_dir o", ("output_dir", "twice")),
+        ("sample --seed 1 --seed 2", ("seed", "twice")),
+    ],
+)
+def test_what_is_not_right_is_one_line(words, facts, capsys):
+    error = refused(capsys, *words.split(), "--show")
+    assert [fact for fact in facts if fact not in error] == []
+
+
+def test_help_lists_the_settings(capsys):
+    run(["sample", "--help"])
+    few = capsys.readouterr().out
+    assert "WEIGHTS OUT" in few and "--num_samples" in few and "4: volumes to make" in few and "--gpus" in few
+    run(["sample", "--help", "all"])
+    every = capsys.readouterr().out
+    assert "--guidance_below" in every and "--guidance_below" not in few and "more with" not in every
+    run(["train", "--help"])
+    out = capsys.readouterr().out
+    assert [name for name in ("--up", "--stage", "paper_128", "mlflow", "--ckpt_dir") if name not in out] == []
+
+
+@pytest.mark.parametrize("base", ["train", "inference", "evaluate", "preprocess"])
+def test_every_overlay_is_found(base):
+    names = {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert set(overlays(base)) < names
+    assert ("mlflow" in overlays(base)) == (base == "train")
+
+
+def test_a_list_of_commands_and_a_typing_error_wait_for_no_library():
+    """PyTorch and MONAI take ten seconds; the line is there before them, in any folder."""
+    check = f"import sys, runpy; sys.argv = ['prdit', 'sample', '--show']; runpy.run_path({str(PRDIT)!r}, run_name='__main__')"
+    check += "; assert not {'torch', 'monai', 'ignite'} & set(sys.modules)"
+    subprocess.run(
+        [sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": ""}
+    )
