@@ -65,6 +65,8 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "multistep p=2 quadratic": {"solver": "multistep", "predictor_ratio": 2.0, "spacing": "quadratic"},
     "multistep p=3 quadratic": {"solver": "multistep", "predictor_ratio": 3.0, "spacing": "quadratic"},
     "multistep p=3": {"solver": "multistep", "predictor_ratio": 3.0},
+    "multistep two_sided": {"solver": "multistep", "predictor_ratio": 1.0, "spacing": "two_sided"},
+    "multistep p=1.5 two_sided": {"solver": "multistep", "predictor_ratio": 1.5, "spacing": "two_sided"},
     "multistep p=2 two_sided": {"solver": "multistep", "predictor_ratio": 2.0, "spacing": "two_sided"},
     "multistep p=3 two_sided": {"solver": "multistep", "predictor_ratio": 3.0, "spacing": "two_sided"},
     "multistep p=2 cosine": {"solver": "multistep", "predictor_ratio": 2.0, "spacing": "cosine"},

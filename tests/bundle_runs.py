@@ -19,7 +19,7 @@ DATA = Path(__file__).resolve().parent / "data"
 TINY = {
     "grid": [16, 16, 16], "hidden_size": 24, "num_heads": 4, "patch_size": 6, "stride": 4, "local_patch_size": 4,
     "local_stride": 2, "num_phantoms": 8, "num_validation_phantoms": 2, "batch_size": 4, "num_validation_times": 3,
-    "local_window": 2, "depth": 0, "val_interval": 1, "device": "$torch.device('cpu')",
+    "local_window": 2, "depth": 0, "val_interval": 1, "num_pictures": 0, "device": "$torch.device('cpu')",
 }  # fmt: skip
 
 

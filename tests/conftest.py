@@ -99,6 +99,6 @@ def prepare(tmp_path):
 def trained(tmp_path_factory):
     """A folder with both stages trained on tiny phantoms; the tests may read it, not write."""
     folder = tmp_path_factory.mktemp("trained")
-    train(1, folder, max_epochs=12, ema_decay=0.5, warmup_steps=2)
-    train(2, folder, max_epochs=6, ema_decay=0.5, warmup_steps=2)
+    train(1, folder, max_epochs=12, ema_decay=0.5, warmup=0.1)
+    train(2, folder, max_epochs=6, ema_decay=0.5, warmup=0.1)
     return folder

@@ -57,7 +57,7 @@ def commands(world, out):
         ("train", "train_high_resolution"): {
             "backbone_ckpt": weights, "ckpt_dir": out / "ckpt", "max_epochs": 1, "num_phantoms": 2, "device": "cpu",
             "num_validation_phantoms": 1, "batch_size": 2, "refiner_window": 1, "refiner_patch_size": 6,
-            "refiner_stride": 4, "refiner_hidden_size": 16, "num_validation_times": 1, "val_interval": 1,
+            "refiner_stride": 4, "refiner_hidden_size": 16, "num_validation_times": 1, "val_interval": 1, "num_pictures": 0,
         },
         ("inference",): {"ckpt_path": weights, "output_dir": out / "o", "num_samples": 1, "num_inference_steps": 2},
         ("export",): {"ckpt_path": weights, "output_path": out / "e.pt"},

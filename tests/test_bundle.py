@@ -47,7 +47,7 @@ def test_stage_2_does_not_continue_on_another_stage_1(trained, tmp_path):
 
 
 def test_finetuning_starts_from_weights_and_trains_all_of_them(trained, tmp_path):
-    _, settings = training(2, tmp_path, max_epochs=1, ema_decay=0.5, warmup_steps=0)
+    _, settings = training(2, tmp_path, max_epochs=1, ema_decay=0.5, warmup=0)
     start = trained / "ckpt" / "model.pt"
     run("training", ["train", "finetune"], **{**settings, "finetune_from": start})
     before, after = (torch.load(path, weights_only=True) for path in (start, tmp_path / "ckpt" / "model.pt"))
@@ -70,7 +70,7 @@ def copied(weights, folder):
 def test_a_new_local_denoiser_trains_beside_the_transformer_of_weights(trained, tmp_path):
     start, mine = trained / "ckpt" / "model.pt", tmp_path / "ckpt" / "model.pt"
     patches = {"local_patch_size": 6, "local_stride": 4}
-    _, settings = training(2, tmp_path, **patches, max_epochs=4, ema_decay=0.5, warmup_steps=0)
+    _, settings = training(2, tmp_path, **patches, max_epochs=4, ema_decay=0.5, warmup=0)
     run("training", ["train", "train_new_local"], **settings, residual_ckpt=start)
     before, after = (torch.load(path, weights_only=True) for path in (start, mine))
     frozen = {name for name in before if not name.startswith("local.")}
@@ -137,7 +137,7 @@ def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.*") if path.is_file()}
     capsys.readouterr()
     train(1, tmp_path, max_epochs=1)
-    assert "trained to epoch 1 already; raise max_epochs" in capsys.readouterr().out
+    assert "trained to epoch 1 already; raise max_steps" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (tmp_path / "ckpt").glob("*.*") if path.is_file()} == before
 
 
@@ -158,7 +158,7 @@ def test_two_processes_train_as_one_and_write_once(tmp_path, monkeypatch):
         ],
     }  # fmt: skip
     (tmp_path / "exact.yaml").write_text(yaml.safe_dump(overlay))
-    stack, settings = training(1, tmp_path, max_epochs=3, batch_size=8, lr=0.1, warmup_steps=0, flip_prob=0.0)
+    stack, settings = training(1, tmp_path, max_epochs=3, batch_size=8, lr=0.1, warmup=0, flip_prob=0.0)
     settings |= {"local_window": 0, "bf16": False}
     run("training", [*stack, str(tmp_path / "exact")], **{**settings, "ckpt_dir": tmp_path / "one"})
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
@@ -182,7 +182,7 @@ def test_two_processes_train_as_one_and_write_once(tmp_path, monkeypatch):
 
 def test_flow_matching_in_every_stack(tmp_path, trained):
     """Both stages, fine-tuning and sampling with one overlay; weights of the other process are refused by name."""
-    given = {"ema_decay": 0.5, "warmup_steps": 2}
+    given = {"ema_decay": 0.5, "warmup": 0.125}
     stack, settings = training(1, tmp_path, max_epochs=8, **given)
     run("training", [*stack, "flow_matching"], **settings)
     rows = losses(tmp_path)
@@ -245,7 +245,7 @@ def test_bad_settings_of_training(tmp_path, monkeypatch, settings, fact):
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkpoint(tmp_path):
     train(1, tmp_path, max_epochs=1)
     with assert_refused("not finite in 3 steps in a row", "checkpoints are kept"):
-        train(1, tmp_path, max_epochs=30, lr=1.0e30, max_bad_steps=3, warmup_steps=0)
+        train(1, tmp_path, max_epochs=30, lr=1.0e30, max_bad_steps=3, warmup=0)
     best = torch.load(tmp_path / "ckpt" / "local.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in best.values())
     assert [path.name for path in (tmp_path / "ckpt").glob("*epoch=*.pt")] == ["local_checkpoint_epoch=1.pt"]
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_checkp
 
 def test_a_run_that_ends_while_its_loss_is_not_finite_fails(tmp_path):
     with assert_refused("not finite in 3 steps in a row"):
-        train(1, tmp_path, max_epochs=2, lr=1.0e30, warmup_steps=0)
+        train(1, tmp_path, max_epochs=2, lr=1.0e30, warmup=0)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from scripts.settings.checks import reached
 NETWORK = {
     "grid": [16, 16, 16], "hidden_size": 24, "num_heads": 4, "patch_size": 6, "stride": 4, "local_patch_size": 4,
     "local_stride": 2, "local_window": 0, "batch_size": 2, "max_epochs": 1, "num_validation_times": 3,
-    "num_phantoms": 4, "num_validation_phantoms": 2, "val_interval": 1, "warmup_steps": 1,
+    "num_phantoms": 4, "num_validation_phantoms": 2, "val_interval": 1, "warmup": 0.5, "num_pictures": 0,
 }  # fmt: skip
 TINY = {
     "import_official": {"grid": [16, 16, 16], "num_heads": 4, "norm": "layer"},

@@ -99,19 +99,9 @@ def test_learning_rate_is_constant_as_in_the_paper():
 def test_learning_rate_warms_up_and_decays():
     decay = [0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(1, 7)]
     expected = [0.25, 0.5, 0.75, 1.0, *decay]
-    assert rates(0, warmup_steps=4, decay_to=0.2) == pytest.approx(expected)
-    assert rates(0, warmup_steps=4, decay_to=0.2)[-1] == pytest.approx(0.2)
-    assert rates(5, warmup_steps=4, decay_to=0.2) == pytest.approx(expected[5:])
-
-
-def test_a_run_that_ends_in_its_warm_up_is_warned_of(capsys):
-    rates(0, warmup_steps=2)
-    assert capsys.readouterr().err == ""
-    rates(0, warmup_steps=8)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert (
-        line.startswith("warning: the run has 10 steps") and "max_epochs to 16" in line and "warmup_steps to 1" in line
-    )
+    assert rates(0, warmup=0.4, decay_to=0.2) == pytest.approx(expected)
+    assert rates(0, warmup=0.4, decay_to=0.2)[-1] == pytest.approx(0.2)
+    assert rates(5, warmup=0.4, decay_to=0.2) == pytest.approx(expected[5:])
 
 
 def averaged(decay, steps, start=0, average=None):

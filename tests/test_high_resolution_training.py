@@ -121,7 +121,7 @@ def test_frozen_backbones_keep_no_graph(make_volume, freeze, monkeypatch):
 HIGH = {
     "refiner_hidden_size": 16, "refiner_patch_size": 6, "refiner_stride": 4, "num_phantoms": 8, "batch_size": 4,
     "num_validation_phantoms": 2, "num_validation_times": 3, "val_interval": 1, "refiner_window": 4, "ema_decay": 0.5,
-    "warmup_steps": 0, "lr": 2.0e-3, "device": "$torch.device('cpu')",
+    "warmup": 0, "num_pictures": 0, "lr": 2.0e-3, "device": "$torch.device('cpu')",
 }  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def rows(folder, stage="high_resolution"):
 def backbone(tmp_path_factory):
     """Weights of a tiny network of 16^3, stage 1 alone."""
     folder = tmp_path_factory.mktemp("low")
-    train(1, folder, max_epochs=6, ema_decay=0.5, warmup_steps=2)
+    train(1, folder, max_epochs=6, ema_decay=0.5, warmup=0.1)
     return folder / "ckpt" / "local.pt"
 
 

@@ -16,7 +16,7 @@ from scripts.training import TrainingCheckpoint
 BASE = {
     "grid": [8, 8, 8], "hidden_size": 24, "num_heads": 4, "patch_size": 6, "stride": 4, "local_patch_size": 4,
     "local_stride": 2, "local_window": 2, "num_phantoms": 2, "num_validation_phantoms": 1, "batch_size": 2,
-    "num_validation_times": 1, "val_interval": 1, "warmup_steps": 1, "max_epochs": 4, "bf16": False,
+    "num_validation_times": 1, "val_interval": 1, "warmup": 0.25, "num_pictures": 0, "max_epochs": 4, "bf16": False,
     "device": "$torch.device('cpu')",
 }  # fmt: skip
 REFUSED = {  # another run: it needs a ckpt_dir of its own, or the old setting
@@ -42,17 +42,17 @@ REFUSED = {  # another run: it needs a ckpt_dir of its own, or the old setting
 }
 TAKEN = {  # for the steps that follow
     "seed": 1, "flip_prob": 1.0, "num_phantoms": 4, "batch_size": 1, "epoch_length": 3, "local_window": 1, "lr": 0.1,
-    "betas": [0.5, 0.6], "warmup_steps": 8, "lr_decay_to": 0.7, "max_grad_norm": 0.01, "ema_decay": 0.1,
+    "betas": [0.5, 0.6], "warmup": 1.0, "lr_decay_to": 0.7, "max_grad_norm": 0.01, "ema_decay": 0.1,
     "training_times": "logit_normal", "time_power": 3.0, "bf16": True,
 }  # fmt: skip
 NO_MATTER = {
     "cache_gb": 0.0, "chunk_tokens": 3, "activation_checkpointing": True, "max_bad_steps": 1, "val_interval": 2,
-    "keep_checkpoints": 1, "checkpoint_interval": 2, "field_of_view_mm": [320, 320, 320], "preset": "PRDiT-XS/4",
+    "keep_checkpoints": 1, "num_pictures": 1, "checkpoint_interval": 2, "field_of_view_mm": [320, 320, 320], "preset": "PRDiT-XS/4",
     "hu_window": [-1000, 1000], "attention": "sdpa", "log_dir": "elsewhere",
 }  # fmt: skip
 ELSEWHERE = {  # names of the run or places, the machine, and what another test continues
     "ckpt_dir", "stage", "finetuning", "bundle_root", "imports", "device", "compile", "num_workers", "rank", "process_group", "sampler",
-    "validation_sampler", "max_padding",
+    "validation_sampler", "max_padding", "max_steps",
 }  # fmt: skip
 LAST = "local_checkpoint_epoch=4.pt"
 
@@ -137,7 +137,7 @@ def test_what_changes_no_step_changes_no_weight(folder, broken, name):
 
 def test_the_learning_rate_is_at_the_same_share_of_a_run_with_other_steps(folder, broken):
     """Half of the way is half of the way, whether an epoch has one step or three."""
-    train_on(folder, epoch_length=3, warmup_steps=0)
+    train_on(folder, epoch_length=3, warmup=0)
     rates = [float(row["lr"]) for row in losses(folder)]
     share = 9 / 12  # of the steps until the end of epoch 3 of 4
     assert rates[2:] == pytest.approx([2e-3 * 0.5 * (1 + math.cos(math.pi * share)), 0], rel=1e-3)

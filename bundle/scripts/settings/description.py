@@ -99,7 +99,10 @@ _TRAIN = {
     "attention": Setting(choice("auto", "sdpa", "xformers"), "kernel of the attention; auto: the fastest there is"),
     "activation_checkpointing": Setting(SWITCH, "computes activations again in the backward pass, to save memory"),
     "stage": Setting(TEXT, "name of the weights' file; the overlays set it"),
-    "max_epochs": Setting(whole(1, 100 * MILLION), "epochs in all", "epochs"),
+    "max_steps": Setting(whole(1, 1000 * MILLION), "of the optimiser in all, to the end of an epoch", "steps"),
+    "max_epochs": Setting(
+        maybe(whole(1, 100 * MILLION)), "in all, instead of max_steps; null: as max_steps says", "epochs"
+    ),
     "epoch_length": Setting(maybe(whole(1, 100 * MILLION)), "of an epoch; null: once over the data", "steps"),
     "batch_size": Setting(whole(1, 65_536), "per process and step", "volumes"),
     "local_window": Setting(
@@ -109,7 +112,7 @@ _TRAIN = {
     "betas": Setting(
         several(number(0, below=1), 2, 2, "two numbers from 0 to less than 1, such as [0.9,0.999]"), "of AdamW"
     ),
-    "warmup_steps": Setting(whole(0, 100 * MILLION), "over which the learning rate rises from 0", "steps"),
+    "warmup": Setting(_SHARE, "share of the steps over which the learning rate rises from 0"),
     "lr_decay_to": Setting(_SHARE, "share of lr at the end; 1: constant, as in the paper"),
     "max_grad_norm": Setting(number(above=0), "longer gradients are shortened to it; 1.0e+9: never"),
     "max_bad_steps": Setting(whole(1, MILLION), "steps in a row without a finite loss that stop the run", "steps"),
@@ -121,10 +124,15 @@ _TRAIN = {
     "bf16": _BF16,
     "compile": Setting(SWITCH, "torch.compile"),
     "num_workers": _WORKERS,
-    "val_interval": Setting(whole(1, MILLION), "between validations", "epochs"),
+    "val_interval": Setting(maybe(whole(1, MILLION)), "between validations; null: eight of them in the run", "epochs"),
     "num_validation_times": Setting(whole(1, 1000), "times at which each validation volume is denoised"),
+    "num_pictures": Setting(whole(0, 64), "samples in the picture after each validation; 0: no pictures"),
     "keep_checkpoints": Setting(whole(1, MILLION), "newest checkpoints that are kept"),
-    "checkpoint_interval": Setting(whole(1, MILLION), "between checkpoints", "epochs"),
+    "checkpoint_interval": Setting(
+        maybe(whole(1, MILLION)),
+        "between checkpoints; null: 1, in runs of 100 epochs and more 50 to 100 of them",
+        "epochs",
+    ),
     "finetune_from": Setting(maybe(FILE), "weights of the same network to start from; null: random ones"),
     "finetuning": Setting(SWITCH, "whether finetune_from is needed; finetune.yaml sets it"),
     "process_group": _PROCESS_GROUP,

@@ -8,6 +8,7 @@ from .high_resolution import (
     high_resolution_grid,
     high_resolution_network,
 )
+from .length import run_length, tell_length
 from .losses import PredictionLoss, loss_terms, prediction_errors
 from .monitoring import (
     LastValidation,
@@ -19,6 +20,7 @@ from .monitoring import (
     term_metrics,
     validation_share,
 )
+from .pictures import TrainingPictures
 from .prepare_batch import (
     LocalWindowPrepareBatch,
     PaddedLocal,

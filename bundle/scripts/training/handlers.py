@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any, Sized
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
@@ -60,34 +58,23 @@ class LearningRateSchedule:
 
     Args:
         optimizer: whose learning rate it sets.
-        warmup_steps: steps until the full rate.
+        warmup: share of the run's steps until the full rate.
         decay_to: rate at the end of training as a share of the full one; 1 is constant, as in the paper.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: int = 0, decay_to: float = 1.0) -> None:
-        self.optimizer, self.warmup_steps, self.decay_to = optimizer, warmup_steps, decay_to
+    def __init__(self, optimizer: torch.optim.Optimizer, warmup: float = 0.0, decay_to: float = 1.0) -> None:
+        self.optimizer, self.warmup, self.decay_to = optimizer, warmup, decay_to
         self.rates = [group["lr"] for group in optimizer.param_groups]
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self.warn_if_short)
         engine.add_event_handler(Events.ITERATION_STARTED, self)
-
-    def warn_if_short(self, engine: Engine) -> None:
-        """Says what to set where the warm-up takes more than a fifth of the run."""
-        steps, epochs = engine.state.epoch_length, engine.state.max_epochs
-        if steps * epochs < 5 * self.warmup_steps and idist.get_rank() == 0:
-            print(
-                f"warning: the run has {steps * epochs} steps, {epochs} epochs of {steps}, and the learning rate rises for "
-                f"the first {self.warmup_steps}: too few to learn much; set max_epochs to "
-                f"{math.ceil(10 * self.warmup_steps / steps)} or more, or warmup_steps to {steps * epochs // 10}",
-                file=sys.stderr,
-            )
 
     def factor(self, step: int, total: int) -> float:
         """Share of the full rate at `step` (from 1) of `total`."""
-        if step <= self.warmup_steps:
-            return step / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+        rising = round(self.warmup * total)
+        if step <= rising:
+            return step / rising
+        progress = (step - rising) / max(1, total - rising)
         return self.decay_to + (1 - self.decay_to) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def __call__(self, engine: Engine) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import sys
+import time
 from pathlib import Path
-from typing import Any, Callable, Sequence, Sized, Union
+from typing import Any, Callable, Optional, Sequence, Sized, Union
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Average
 from monai.handlers import TensorBoardStatsHandler
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -18,6 +23,7 @@ from tqdm import tqdm
 
 from ..files import write_text
 from .losses import NOISE_AND_SIGNAL, loss_terms
+from .pictures import picture_path
 
 
 def validation_share(dataset: Sized, rank: int, world_size: int) -> range:
@@ -62,35 +68,96 @@ def term_metrics(predictions: Sequence[str]) -> dict[str, LossMetric]:
     return {f"val_{name}": LossMetric(name, predictions) for name in predictions}
 
 
-class TrainingProgress:
-    """A bar over the whole run with the time it will still take, the loss and the last validation loss."""
+class _Bar(tqdm):
+    """A bar that is told how long the rest takes, since steps are not all that takes time."""
 
-    def __init__(self, evaluator: Engine) -> None:
-        self.evaluator = evaluator
+    seconds_left = float("nan")
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        left = self.format_interval(self.seconds_left) if self.seconds_left == self.seconds_left else "?"
+        return {**super().format_dict, "left": left}
+
+
+class TrainingProgress:
+    """A bar over the whole run with the time it will still take, validation included, and the losses.
+
+    Where there is no terminal, it prints a line after each validation and not more than two a minute.
+
+    Args:
+        evaluator: that validates.
+        val_interval: epochs between validations.
+    """
+
+    def __init__(self, evaluator: Engine, val_interval: int = 1) -> None:
+        self.evaluator, self.val_interval = evaluator, val_interval
+        self.seconds = {"steps": 0.0, "validations": 0.0}
+        self.count = {"steps": 0, "validations": 0}
+        self.printed = -math.inf
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.validated)
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
         if not hasattr(self, "bar"):  # only now a continued run knows how far it is
             total = engine.state.max_epochs * engine.state.epoch_length
-            self.bar = tqdm(total=total, initial=engine.state.iteration, unit="step", dynamic_ncols=True)
+            layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}{postfix}]"
+            self.bar = _Bar(
+                total=total,
+                initial=engine.state.iteration,
+                dynamic_ncols=True,
+                bar_format=layout,
+                disable=not sys.stderr.isatty(),
+            )
+            self.clock = time.monotonic()
+
+    def lap(self, of: str) -> None:
+        """Counts the time since the last call as that of one more step or validation."""
+        now = time.monotonic()
+        self.seconds[of] += now - self.clock
+        self.count[of] += 1
+        self.clock = now
 
     def update(self, engine: Engine) -> None:
-        self.bar.set_description(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
-        shown = {"loss": f"{engine.state.output['loss'].item():.4f}"}
+        self.lap("steps")
+        self.show(engine, 1)
+
+    def validated(self, engine: Engine) -> None:
+        if self.evaluator.state.epoch == engine.state.epoch:
+            self.lap("validations")
+            self.printed = -math.inf
+            self.show(engine, 0)
+
+    def show(self, engine: Engine, steps: int) -> None:
+        state = engine.state
+        losses = {"loss": f"{state.output['loss'].item():.4f}"}
         if "val_loss" in self.evaluator.state.metrics:
-            shown["val_loss"] = f"{self.evaluator.state.metrics['val_loss']:.4f}"
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
+            losses["val_loss"] = f"{self.evaluator.state.metrics['val_loss']:.4f}"
+        left = {
+            "steps": self.bar.total - state.iteration,
+            "validations": math.ceil(state.max_epochs / self.val_interval)
+            - state.iteration // state.epoch_length // self.val_interval,
+        }
+        self.bar.seconds_left = sum(left[of] * self.seconds[of] / max(1, self.count[of]) for of in left)
+        where = f"epoch {state.epoch}/{state.max_epochs}"
+        if not self.bar.disable:
+            self.bar.set_description(where, refresh=False)
+            self.bar.set_postfix(losses, refresh=not steps)
+            self.bar.update(steps)
+        elif time.monotonic() - self.printed > 30:
+            self.printed = time.monotonic()
+            numbers = ", ".join(f"{name} {value}" for name, value in losses.items())
+            left_text = self.bar.format_interval(self.bar.seconds_left)
+            print(f"{where}, step {state.iteration}/{self.bar.total}: {numbers}, {left_text} left", file=sys.stderr)
 
     def finish(self, engine: Engine) -> None:
         if hasattr(self, "bar"):
             self.bar.close()
         else:
-            print(f"trained to epoch {engine.state.epoch} already; raise max_epochs to train on")
+            print(f"trained to epoch {engine.state.epoch} already; raise max_steps to train on")
 
 
 class TensorBoardLog(TensorBoardStatsHandler):
@@ -102,15 +169,26 @@ class TensorBoardLog(TensorBoardStatsHandler):
         log_dir: folder.
         evaluator: whose metrics it writes.
         output_transform: an output of the trainer -> its loss and terms.
+        optimizer: for the learning rate.
+        pictures: folder and start of the names of those of `TrainingPictures`, which comes before.
     """
 
-    def __init__(self, log_dir: str, evaluator: Engine, output_transform: Callable[[Any], dict[str, float]]) -> None:
+    def __init__(
+        self,
+        log_dir: str,
+        evaluator: Engine,
+        output_transform: Callable[[Any], dict[str, float]],
+        optimizer: Optional[torch.optim.Optimizer] = None,
+        pictures: Optional[str] = None,
+    ) -> None:
         super().__init__(log_dir=log_dir, output_transform=output_transform, epoch_event_writer=self.write_validation)
-        self.evaluator, self.started, self.validated = evaluator, False, 0
+        self.evaluator, self.optimizer, self.pictures = evaluator, optimizer, pictures
+        self.started, self.validated = False, 0
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self.hide_later_steps)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.write_rate)
         engine.add_event_handler(
             Events.COMPLETED, self.epoch_completed
         )  # the last validation comes after the last epoch
@@ -122,11 +200,18 @@ class TensorBoardLog(TensorBoardStatsHandler):
             self._writer.file_writer.add_event(Event(step=engine.state.iteration + 1, session_log=start))
             self.started = True
 
+    def write_rate(self, engine: Engine) -> None:
+        if self.optimizer is not None:
+            self._writer.add_scalar("lr", self.optimizer.param_groups[0]["lr"], engine.state.iteration)
+
     def write_validation(self, engine: Engine, writer: SummaryWriter) -> None:
         if self.validated < self.evaluator.state.epoch == engine.state.epoch:
             self.validated = engine.state.epoch
             for name, value in self.evaluator.state.metrics.items():
                 writer.add_scalar(name, value, engine.state.iteration)
+            if self.pictures and (picture := picture_path(self.pictures, self.validated)).is_file():
+                pixels = np.asarray(Image.open(picture).convert("RGB"))
+                writer.add_image("denoised and sampled", pixels, engine.state.iteration, dataformats="HWC")
 
 
 class LastValidation:

@@ -1,0 +1,174 @@
+"""Pictures of a training run: the losses so far, how a volume is denoised, and samples of fixed seeds."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, Mapping, Sequence, Union
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..data.pictures import LUNG_WINDOW
+from ..data.transforms import three
+from ..files import whole_file
+from ..inferers.inferer import uses_bf16
+from ..inferers.sampler import SeedSampler
+from ..networks.base import DenoisingNetwork
+from ..networks.guidance import num_blocks
+from ..networks.high_resolution import HighResolutionPRDiT
+from ..networks.prdit import PRDiT
+from ..schedulers import DiffusionProcess
+
+Rows = list[list[tuple[str, np.ndarray]]]  # named slices
+NOISE_LEVELS = (0.75, 0.5, 0.25)  # positions on the path, 1 is noise
+
+
+def picture_path(start: str, epoch: int) -> Path:
+    """File of the picture of an epoch; `start` is the folder and the stage, such as 'C/pictures/model'."""
+    return Path(f"{start}_epoch_{epoch:04d}.png")
+
+
+class TrainingPictures:
+    """After each validation, what the averaged network can do: `pictures/STAGE_epoch_N.png` and `STAGE_progress.png`.
+
+    The first shows a validation volume at three noise levels, as it was, noisy, and denoised, with the local and the
+    residual part of the prediction apart; below it samples of seeds that are the same in each picture, where there is
+    a transformer. The second is `STAGE_losses.csv` drawn. All noise has generators of its own: training draws the same
+    numbers with and without pictures.
+
+    Args:
+        pictures: folder and start of the pictures' names, such as 'C/pictures/model'.
+        losses: CSV of `LossCSV`, which comes before this handler, as the validation does.
+        evaluator: that validates the average.
+        scheduler: the process, with the solver that samples.
+        seen: 'grid' and 'field_of_view_mm' of the volumes.
+        hu_window: HU of the values -1 and 1.
+        num_samples: volumes to sample.
+        bf16: see `uses_bf16`.
+    """
+
+    def __init__(
+        self,
+        pictures: str,
+        losses: Union[str, Path],
+        evaluator: Engine,
+        scheduler: DiffusionProcess,
+        seen: Mapping[str, Sequence[float]],
+        hu_window: Sequence[float],
+        num_samples: int = 2,
+        bf16: Any = None,
+    ) -> None:
+        self.pictures, self.losses, self.evaluator = pictures, Path(losses), evaluator
+        self.scheduler, self.hu_window = scheduler, list(hu_window)
+        self.grid = [int(side) for side in three(seen["grid"])]
+        voxel = [mm / side for mm, side in zip(three(seen["field_of_view_mm"]), self.grid)]
+        self.aspect = voxel[2] / voxel[0]
+        self.num_samples, self.bf16, self.drawn = num_samples, bf16, 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self)  # the last validation may come after the last epoch
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine) -> None:
+        if not self.drawn < self.evaluator.state.epoch == engine.state.epoch:
+            return
+        self.drawn = engine.state.epoch
+        network: Any = self.evaluator.network
+        device = next(network.parameters()).device
+        path = picture_path(self.pictures, self.drawn)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, self.bf16)):
+            rows = self.denoised(network, device) + self.sampled(network, device)
+        title = f"{path.stem}, step {engine.state.iteration}: coronal slices, lung window"
+        _save(_panel(rows, title, self.aspect), path)
+        _save(_curves(self.losses), self.losses.with_name(self.losses.stem.removesuffix("_losses") + "_progress.png"))
+
+    def denoised(self, network: PRDiT | HighResolutionPRDiT, device: torch.device) -> Rows:
+        """A row of named coronal slices (X, Z) in HU for each noise level."""
+        volume = torch.as_tensor(self.evaluator.data_loader.dataset[0]["image"])[None].to(device)  # type: ignore[attr-defined]
+        noise = self.scheduler.sample_noise(volume.cpu(), [torch.Generator().manual_seed(0)]).to(device)
+        rows = []
+        for level in NOISE_LEVELS:
+            time = torch.full((1,), float(self.scheduler.time(level)), device=device)
+            noisy = self.scheduler.add_noise(volume, noise, time)
+            (point,) = self.scheduler.points([level])
+            first, second = (part.float() for part in network.forward_parts(noisy, time))
+            signal, of_first = (
+                self.scheduler.noise_and_signal(output, noisy, point)[1] for output in (first + second, first)
+            )
+            names = ("validation volume", f"u = {level}", "denoised", *self.parts_of(network))
+            parts = (volume, noisy, signal, of_first, signal - of_first)
+            rows.append([(name, self.coronal(part, name == names[-1])) for name, part in zip(names, parts)])
+        return rows
+
+    @staticmethod
+    def parts_of(network: DenoisingNetwork) -> tuple[str, str]:
+        """What `forward_parts` gives."""
+        high = isinstance(network, HighResolutionPRDiT)
+        return ("upsampled part", "refiner's part") if high else ("local part", "residual part")
+
+    def sampled(self, network: DenoisingNetwork, device: torch.device) -> Rows:
+        """A row of coronal slices of the samples, one per seed; none in stage 1, which draws noise."""
+        if num_blocks(network.settings) == 0:
+            return []
+        sampler = SeedSampler(self.scheduler, 20, self.grid, (-1, 1))  # a new one: it keeps what weights made of times
+        volumes = [sampler(torch.tensor([seed]), network) for seed in range(self.num_samples)]
+        return [[(f"seed {seed}", self.coronal(volume)) for seed, volume in enumerate(volumes)]]
+
+    def coronal(self, volume: Tensor, difference: bool = False) -> np.ndarray:
+        """The middle coronal slice of (1, C, X, Y, Z), as radiologists look at it, 0 to 1 in the lung window.
+
+        A difference of volumes is 0.5 where it is 0, in the same scale.
+        """
+        low, high = LUNG_WINDOW
+        plane = volume[0, 0, :, volume.shape[3] // 2].flip(0, 1).T.float().cpu().numpy()
+        half = 0.5 * (self.hu_window[1] - self.hu_window[0])
+        if difference:
+            return np.clip(0.5 + plane * half / (high - low), 0, 1)
+        return np.clip((self.hu_window[0] + (plane + 1) * half - low) / (high - low), 0, 1)
+
+
+def _panel(rows: Rows, title: str, aspect: float) -> Figure:
+    """Named slices (rows of pixels, 0 to 1), as many in a line as there are."""
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(2.2 * columns, 2.4 * len(rows) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for line, row in zip(axes, rows):
+        for axis, (name, plane) in zip(line, row):
+            axis.set_title(name, fontsize="small")
+            axis.imshow(plane, cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="bicubic")
+    return figure
+
+
+def _curves(losses: Path) -> Figure:
+    """The columns of a CSV of `LossCSV` over the steps: losses and their terms on one axis, the learning rate on another."""
+    with open(losses, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    names = [name.partition("_")[2] for name in rows[0] if name.startswith("train_")]
+    for i, name in enumerate(names):
+        for kind, style in (("train", "-"), ("val", ".--")):
+            points = [(int(row["step"]), float(row[f"{kind}_{name}"])) for row in rows if row.get(f"{kind}_{name}")]
+            label = f"{name}, {'training' if kind == 'train' else 'validation of the average'}"
+            axis.plot(*zip(*points), style, color=f"C{i}", label=label, linewidth=1)
+    axis.set(xlabel="step", ylabel="loss", yscale="log", title=losses.stem.removesuffix("_losses"))
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    rate = axis.twinx()
+    rate.plot([int(row["step"]) for row in rows], [float(row["lr"]) for row in rows], color="0.7", linewidth=1)
+    rate.set_ylabel("learning rate", color="0.5")
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
