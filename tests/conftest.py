@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -102,3 +103,24 @@ def trained(tmp_path_factory):
     train(1, folder, max_epochs=12, ema_decay=0.5, warmup=0.1)
     train(2, folder, max_epochs=6, ema_decay=0.5, warmup=0.1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Headless Chromium, whose downloads come to `browser.downloads`; one for all tests."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in programs:
+        pytest.skip("Debian's packages chromium and chromium-driver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    folder = tmp_path_factory.mktemp("browser")
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,900"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={folder / 'profile'}")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    driver.downloads = folder / "downloads"
+    driver.set_script_timeout(20)
+    driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(driver.downloads)})
+    yield driver
+    driver.quit()

@@ -269,6 +269,13 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     },
     "preprocess": _PREPROCESS,
     "evaluate": _EVALUATE,
+    "view": {
+        "source_dir": Setting(FOLDER, "folder of NIfTI in HU, such as generated volumes"),
+        "beside_dir": Setting(maybe(FOLDER), "another one, such as real volumes, to look at beside them, in step"),
+        "output_dir": Setting(FOLDER, "where view.html is written, outside of source_dir and beside_dir"),
+        "max_volumes": Setting(whole(1, 1000), "of each folder, the first by name"),
+        "hu_window": Setting(WINDOW, "volumes that were clipped to it are HU, too", "HU"),
+    },
     "totalsegmentator": {"fast": Setting(SWITCH, "TotalSegmentator's network for 3 mm; false: that for 1.5 mm")},
     "wscore": {
         "anchor": Setting(maybe(TEXT), "generator that ratios are taken to; null: the first"),

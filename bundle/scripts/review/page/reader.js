@@ -187,7 +187,6 @@ function submit() {
 
 const viewer = new Viewer(byId("viewer"), {
   window: study.window,
-  full: study.window,
   tools: { mark: ["Mark", "K", "Click: mark a location of this case"] },
   marks: () => answersOf(current).marks,
   onMark: (mark) => addMark(mark),

@@ -50,7 +50,6 @@ class Viewer {
   constructor(root, options = {}) {
     this.options = options;
     this.tools = { ...TOOLS, ...options.tools };
-    this.presets = { ...PRESETS, ...(options.full ? { Full: options.full } : {}) };
     this.volumes = [];
     this.panes = [];
     this.layout = "all";
@@ -138,7 +137,7 @@ class Viewer {
     this.widthInput.value = Math.round(width);
     this.levelInput.value = Math.round(level);
     for (const [name, button] of Object.entries(this.presetButtons)) {
-      const preset = this.presets[name];
+      const preset = PRESETS[name];
       button.setAttribute("aria-pressed", preset[0] === this.window[0] && preset[1] === this.window[1]);
     }
     this.windowVersion = (this.windowVersion ?? 0) + 1;
@@ -189,17 +188,16 @@ class Viewer {
       return made;
     };
     this.presetButtons = {};
-    Object.entries(this.presets).forEach(([name, preset], number) => {
-      const [low, high] = preset;
+    Object.entries(PRESETS).forEach(([name, [low, high]], number) => {
       const title = `${low} to ${high} HU (key ${number + 1})`;
-      this.presetButtons[name] = button(name, title, () => this.setWindow(...this.presets[name]));
+      this.presetButtons[name] = button(name, title, () => this.setWindow(low, high));
     });
     this.toolButtons = {};
     for (const [name, [text, key, title]] of Object.entries(this.tools))
       this.toolButtons[name] = button(text, `${title} (key ${key})`, () => this.setTool(name));
     const fromInputs = () => {
-      const [width, level] = [this.widthInput, this.levelInput].map((input) => Number(input.value));
-      this.setWindow(level - width / 2, level + width / 2);
+      const [width, level] = [this.widthInput, this.levelInput].map((input) => parseFloat(input.value));
+      if (Number.isFinite(width) && Number.isFinite(level)) this.setWindow(level - width / 2, level + width / 2);
     };
     this.widthInput = numberInput({ min: 1, onchange: fromInputs, title: "width of the window, HU" });
     this.levelInput = numberInput({ onchange: fromInputs, title: "middle of the window, HU" });
@@ -239,7 +237,7 @@ class Viewer {
       ["Ctrl + wheel, pinch", "zoom at the pointer"],
       ["Middle drag, or Alt + drag", "move the image"],
       ["Double click, A", "one plane alone, and back"],
-      ["1 2 3 4", Object.keys(this.presets).join(", ")],
+      ["1 2 3 4", Object.keys(PRESETS).join(", ")],
       ...Object.values(this.tools).map(([name, key, title]) => [key, `${name}: ${title.toLowerCase()}`]),
       ["[ ]", "thinner and thicker slab (maximum intensity)"],
       ["X", "crosshair on and off"],
@@ -314,12 +312,14 @@ class Viewer {
   /** Draws at the next frame. */
   invalidate() {
     if (this.frame || !this.grid) return;
-    this.frame = requestAnimationFrame(() => {
-      this.frame = 0;
-      for (const pane of this.panes) [pane.width, pane.height] = [pane.canvas.clientWidth, pane.canvas.clientHeight];
-      for (const pane of this.panes) this._draw(pane);
-      this._tellPosition();
-    });
+    this.frame = requestAnimationFrame(() => this._drawAll());
+  }
+
+  _drawAll() {
+    this.frame = 0;
+    for (const pane of this.panes) [pane.width, pane.height] = [pane.canvas.clientWidth, pane.canvas.clientHeight];
+    for (const pane of this.panes) this._draw(pane);
+    this._tellPosition();
   }
 
   _draw(pane) {
@@ -647,9 +647,9 @@ class Viewer {
     const plane = this.layout === "all" ? this.active : this.layout;
     const end = this.first ? this.first.shape[PLANES[plane].axis] : 0;
     const slices = { ArrowUp: -1, ArrowDown: 1, PageUp: -10, PageDown: 10, Home: -end, End: end };
-    const names = Object.keys(this.presets);
+    const names = Object.keys(PRESETS);
     const tool = Object.keys(this.tools).find((name) => this.tools[name][1].toLowerCase() === event.key.toLowerCase());
-    const preset = this.presets[names[Number(event.key) - 1]];
+    const preset = PRESETS[names[Number(event.key) - 1]];
     if (event.key in slices) this.scroll(plane, slices[event.key]);
     else if (preset) this.setWindow(...preset);
     else if (tool) this.setTool(tool);
