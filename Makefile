@@ -17,7 +17,7 @@ TORCH = $(shell sed -n 's/^ *\(torch==.*\)/\1/p' setup.cfg)
 
 demo: .venv/stamp
 	$(PY) -m monai.bundle run --config_file bundle/configs/inference.yaml --num_samples 4 --seed 0 --output_dir demo
-	@echo "The volumes (.nii.gz) and preview.png are in $(CURDIR)/demo"
+	@echo "The volumes (.nii.gz) and preview.png are in $(CURDIR)/demo; open view.html there in a browser to look through them"
 
 test: .venv/stamp
 	@$(PY) -m pytest

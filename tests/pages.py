@@ -77,12 +77,19 @@ def screen_of(browser, plane, index, slot=0):
     return browser.execute_script(script, plane, [int(one) for one in index], slot)
 
 
-def grey_values(browser, plane, slot=0):
-    """Grey of all pixels of a pane, as rows."""
+def white_box(browser, plane, slot=0):
+    """Size of a pane in pixels, and the first and last column and row of the white ones in it; the scale bar is grey."""
     script = """
-        const canvas = arguments[0];
-        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-        const grey = new Array(canvas.width * canvas.height);
-        for (let i = 0; i < grey.length; i++) grey[i] = data[4 * i];
-        return [canvas.width, canvas.height, grey];"""
+        const canvas = arguments[0], { width, height } = canvas;
+        const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+        const box = [width, -1, height, -1];
+        for (let y = 0; y < height; y++)
+            for (let x = 0; x < width; x++)
+                if (data[4 * (x + width * y)] > 240) {
+                    box[0] = Math.min(box[0], x);
+                    box[1] = Math.max(box[1], x);
+                    box[2] = Math.min(box[2], y);
+                    box[3] = Math.max(box[3], y);
+                }
+        return [width, height, ...box];"""
     return browser.execute_script(script, canvas(browser, plane, slot))

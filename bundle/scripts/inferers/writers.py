@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any, Mapping, Sequence, Union
 
 import nibabel as nib
+import numpy as np
 from PIL.PngImagePlugin import PngInfo
 
-from ..data.generated import MARK, GeneratedVolume
+from ..data.generated import MARK, GeneratedVolume, is_generated
+from ..data.intensity import HU, to_hu
 from ..data.pictures import preview_picture
-from ..files import whole_file
+from ..data.readers import read_file
+from ..files import sha256_of, whole_file
+from ..review.viewer import Viewed, write_view
 
 _PICTURED = 4  # volumes in a preview
+_VIEWED = 24  # volumes in view.html, each of which is stored once more for it
 
 
 class Writer:
@@ -51,7 +56,37 @@ class Preview(Writer):
                 picture.save(file, format="png", pnginfo=mark)
 
 
-WRITERS: dict[str, type[Writer]] = {"nifti": Writer, "preview": Preview}  # the store itself writes NIfTI
+class View(Writer):
+    """view.html: all generated volumes of the folder, the first by name where there are many."""
+
+    def finish(self, volumes: Sequence[GeneratedVolume], overwrite: bool) -> None:
+        folder = volumes[0].path.parent
+        there = [GeneratedVolume(path) for path in sorted(folder.glob("seed_*.nii.gz")) if is_generated(path)]
+        notes = [MARK, "for research only, not for diagnosis"]
+        if len(there) > _VIEWED:
+            notes.append(f"the first {_VIEWED} of {len(there)} volumes are shown")
+        shown = [_viewed(volume) for volume in there[:_VIEWED]]
+        try:
+            left_out = write_view(folder, shown, f"Volumes in {folder.resolve().name}", notes, overwrite)
+        except ValueError as error:
+            print(f"there is no new view.html: {error}")
+        else:
+            for name, reason in left_out.items():
+                print(f"view.html leaves out {name}: {reason}")
+
+
+def _viewed(volume: GeneratedVolume) -> Viewed:
+    intensity = volume.facts.get("intensity", HU)
+
+    def load() -> tuple[np.ndarray, list[float]]:
+        stored = read_file(volume.path)
+        return np.rint(to_hu(stored[0].numpy(), intensity)).astype(np.int16), stored.pixdim.tolist()
+
+    unit = "HU" if intensity == HU else "(not HU)"
+    return Viewed(volume.name, load, unit=unit, digest=sha256_of(volume.path))
+
+
+WRITERS: dict[str, type[Writer]] = {"nifti": Writer, "preview": Preview, "view": View}  # the store itself writes NIfTI
 
 
 def writers_of(names: Sequence[Union[str, Writer]]) -> list[Writer]:

@@ -12,8 +12,7 @@ import numpy as np
 from ..data.places import list_files
 from ..data.transforms import LoadCTd
 from ..errors import require_writable
-from ..files import hold, release, remove_leftovers
-from ..networks.checkpoint import sha256_of
+from ..files import hold, release, remove_leftovers, sha256_of
 from .viewer import Viewed, write_view
 
 _SUFFIXES = (".nii", ".nii.gz")
@@ -49,7 +48,7 @@ def view_folders(
         volumes += [_viewed(path, Path(folder), group, hu_window) for path in found[:max_volumes]]
     output = require_writable(output_dir, "output_dir")
     hold(output, "output_dir")
-    remove_leftovers(output, output / "view")
+    remove_leftovers(output)
     left_out = write_view(output, volumes, "Volumes of " + " and ".join(groups), notes)
     release(output)
     print(f"view.html of {len(volumes) - len(left_out)} volumes is in {output_dir}")

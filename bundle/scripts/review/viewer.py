@@ -16,7 +16,7 @@ from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..files import PathLike, require_own, whole_file, write_text
+from ..files import PathLike, remove_leftovers, require_own, whole_file, write_text
 
 MARK = "page of CT volumes by PRDiT"  # in all files written here
 _PAGE = Path(__file__).parent / "page"
@@ -67,7 +67,9 @@ def _first_line(source: str = "") -> bytes:
     return f"// {MARK} {source}".rstrip().encode() + b"\n"
 
 
-def write_view(folder: PathLike, volumes: Sequence[Viewed], title: str, notes: Sequence[str] = ()) -> dict[str, str]:
+def write_view(
+    folder: PathLike, volumes: Sequence[Viewed], title: str, notes: Sequence[str] = (), overwrite: bool = False
+) -> dict[str, str]:
     """Writes `view.html`, which shows volumes, and their scripts in the folder `view` beside it.
 
     Scripts of earlier pages that this one does not show are removed; files that this module did not write stay.
@@ -77,6 +79,7 @@ def write_view(folder: PathLike, volumes: Sequence[Viewed], title: str, notes: S
         volumes: to show, those of a group together.
         title: of the page.
         notes: sentences for the page.
+        overwrite: replace files of other origin that are in the way.
 
     Returns:
         Why volumes are left out, by their names.
@@ -85,11 +88,12 @@ def write_view(folder: PathLike, volumes: Sequence[Viewed], title: str, notes: S
         ValueError: in one line, when a file is in the way, or no volume can be shown.
     """
     folder = Path(folder)
-    require_own(folder / "view.html", MARK, "output_dir")
+    scripts = [folder / _VOLUMES / f"{index:03d}.js" for index in range(len(volumes))]
+    for path in () if overwrite else (folder / "view.html", *scripts):
+        require_own(path, MARK, "output_dir")
+    remove_leftovers(folder / _VOLUMES)
     shown, left_out = [], {}
-    for index, one in enumerate(volumes):
-        script = folder / _VOLUMES / f"{index:03d}.js"
-        require_own(script, MARK, "output_dir")
+    for one, script in zip(volumes, scripts):
         if not (one.digest and _starts_with(script, _first_line(one.digest))):
             try:
                 volume, spacing_mm = one.load()

@@ -532,6 +532,7 @@ class Viewer {
       return [event.clientX - box.left, event.clientY - box.top];
     };
     let drag = null;
+    let used = ""; // tool of the last press
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
     canvas.addEventListener("pointerdown", (event) => {
       if (!this.volumes[pane.slot]) return;
@@ -539,7 +540,8 @@ class Viewer {
       document.activeElement?.blur();
       canvas.setPointerCapture(event.pointerId);
       this.active = pane.plane;
-      drag = this._startDrag(pane, this._toolOf(event), at(event));
+      used = this._toolOf(event);
+      drag = this._startDrag(pane, used, at(event));
     });
     canvas.addEventListener("pointermove", (event) => {
       pane.pointer = at(event);
@@ -553,7 +555,7 @@ class Viewer {
     });
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (drag = null));
     canvas.addEventListener("dblclick", () => {
-      if (this.tool === "cross") this.setLayout(this.layout === "all" ? pane.plane : "all");
+      if (used === "cross") this.setLayout(this.layout === "all" ? pane.plane : "all");
     });
     let scrolled = 0; // touch pads send many small steps
     canvas.addEventListener(
