@@ -59,10 +59,11 @@ ELSEWHERE = {  # why a command is not typed here
     "push_to_hf_hub": "needs an account",
     "mlflow.yaml": "test_tracking.py, where mlflow is installed",
     "settings_page.py": "test_settings_checks.py compares the page",
+    "view_page.py": "test_view.py; needs a browser",
     "onnx_export": "test_release.py, where onnx is installed",
     "totalsegmentator.yaml": "test_organs.py, with a stand-in",
 }
-CT_FOLDERS, WEIGHTS = ("source_dir", "dataset_dir", "real_dir", "generated_dir"), (
+CT_FOLDERS, WEIGHTS = ("source_dir", "beside_dir", "dataset_dir", "real_dir", "generated_dir"), (
     "ckpt_path",
     "backbone_ckpt",
     "finetune_from",

@@ -157,6 +157,8 @@ def test_download_and_run_without_this_repository(url, tmp_path):
     assert process.returncode == 0, process.stderr
     volume = nib.load(tmp_path / "out" / "seed_000000.nii.gz")
     assert volume.shape == (16, 16, 16) and volume.get_fdata().std() > 10
+    page = (tmp_path / "out" / "view.html").read_text()  # with the style and code of files that are no Python
+    assert "class Viewer" in page and ".toolbar {" in page and (tmp_path / "out" / "view" / "000.js").is_file()
     assert not list(elsewhere.iterdir())
 
 

@@ -30,7 +30,7 @@ from scripts.settings.kinds import (
     whole,
 )
 
-ALONE = ("train", "inference", "evaluate", "preprocess", "export", "import_official")
+ALONE = ("train", "inference", "evaluate", "preprocess", "export", "import_official", "view")
 STACKS = (
     *((name,) for name in ALONE),
     ("train", "train_global"),
@@ -51,6 +51,7 @@ NEEDED = {
     "source_dir",
     "dataset_dir",
     "residual_ckpt",
+    "output_dir",
 }  # null, to be given
 STRUCTURE = {"loss_terms", "initialize", "imports", "dataset_dir"}  # inference's dataset_dir is MONAI's
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import assert_refused, run
+from bundle_runs import assert_refused, run, sample
 from pages import button, canvas, click, drag, drawn, label, opened, point_at, press, screen_of, wait_for, white_box
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -164,6 +164,42 @@ def test_bad_settings_of_view_yaml(settings, fact, folders, tmp_path):
     with assert_refused(fact):
         run("run", ["view"], **given)
     assert not (tmp_path / "page").exists() and len(list(folders[0].iterdir())) == 1
+
+
+# beside generated volumes
+
+
+def test_sampling_writes_a_page_of_all_generated_volumes_of_the_folder(trained, tmp_path, monkeypatch, capsys):
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "output_dir": tmp_path}
+
+    def names():
+        page = (tmp_path / "view.html").read_text()
+        data = json.loads(re.search(r'<script type="application/json" id="data">(.*)</script>', page)[1])
+        return [one["name"] for one in data["volumes"]], data["notes"]
+
+    sample(num_samples=1, seed=7, **settings, writers=["nifti"])
+    assert not (tmp_path / "view.html").exists()
+    nib.save(nib.Nifti1Image(numbered(), np.eye(4)), tmp_path / "seed_9.nii.gz")  # somebody's
+    sample(num_samples=1, seed=5, **settings)
+    assert names() == (
+        ["seed_000005", "seed_000007"],
+        ["synthetic CT by PRDiT, no patient", "for research only, not for diagnosis"],
+    )
+    header, values = content(tmp_path / "view" / "001.js")
+    image = nib.load(tmp_path / "seed_000007.nii.gz")
+    assert np.array_equal(values, np.asanyarray(image.dataobj)) and header["spacing"] == [20, 20, 20]
+    monkeypatch.setattr("scripts.inferers.writers._VIEWED", 2)
+    before = (tmp_path / "view" / "000.js").stat().st_mtime_ns
+    sample(num_samples=2, seed=5, **settings)
+    assert names()[0] == ["seed_000005", "seed_000006"] and "the first 2 of 3 volumes are shown" in names()[1]
+    assert (tmp_path / "view" / "000.js").stat().st_mtime_ns == before
+    (tmp_path / "view.html").write_text("somebody's")
+    capsys.readouterr()
+    sample(num_samples=1, seed=5, **settings)
+    assert (tmp_path / "view.html").read_text() == "somebody's"
+    assert "view.html was not made by this command" in capsys.readouterr().out
+    sample(num_samples=1, seed=5, **settings, overwrite=True)
+    assert len(names()[0]) == 2
 
 
 # in a browser

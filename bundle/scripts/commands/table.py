@@ -43,7 +43,7 @@ COMMANDS = {
         main=_SAMPLING,
         defaults={"output_dir": "demo"},
         short={"n": "num_samples"},
-        then="prdit prepare YOUR_CT DATA   for weights of your own CT",
+        then="look at {output_dir}/view.html in a browser; for weights of your own CT   prdit prepare YOUR_CT DATA",
     ),
     "prepare": Command(
         "my CT (DICOM, NIfTI, MHA, NRRD) -> checked data set",
