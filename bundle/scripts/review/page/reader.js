@@ -79,7 +79,7 @@ function store() {
   try {
     localStorage.setItem(storageKey, JSON.stringify(answers));
     byId("saved").className = "saved";
-    byId("saved").textContent = "Answers are kept in this browser";
+    byId("saved").textContent = "Kept in this browser";
   } catch {
     byId("saved").className = "saved warning";
     byId("saved").textContent = "This browser keeps nothing: save to a file before you close the page";
@@ -249,7 +249,7 @@ function drawAnswers() {
     element("h2", { id: "case", textContent: caseName(current) + (cases[current].isTrial ? " (not counted)" : ` of ${study.cases.length}`) }),
     ...(study.note && (cases[current].isTrial || !trial) ? [element("div", { className: "note", textContent: study.note })] : []),
     ...fields,
-    element("fieldset", {}, element("legend", { textContent: "What gave it away? Anything else?" }), comment),
+    element("fieldset", {}, element("legend", { textContent: "What made you decide? Anything else?" }), comment),
     element(
       "fieldset",
       { id: "marking" },

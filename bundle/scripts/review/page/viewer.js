@@ -238,7 +238,7 @@ class Viewer {
       ["Middle drag, or Alt + drag", "move the image"],
       ["Double click, A", "one plane alone, and back"],
       ["1 2 3 4", Object.keys(PRESETS).join(", ")],
-      ...Object.values(this.tools).map(([name, key, title]) => [key, `${name}: ${title.toLowerCase()}`]),
+      ...Object.values(this.tools).map(([name, key, title]) => [key, `${title} (${name})`]),
       ["[ ]", "thinner and thicker slab (maximum intensity)"],
       ["X", "crosshair on and off"],
       ["0", "reset zoom and measures"],
@@ -268,6 +268,7 @@ class Viewer {
     this.grid.className = `panes ${this.layout === "all" ? "all" : "one"} ${slots > 1 ? "two" : "single"}`;
     this.panes = [];
     for (let slot = 0; slot < slots; slot++) for (const plane of planes) this.panes.push(this._buildPane(slot, plane));
+    this._takeSizes();
   }
 
   _buildPane(slot, plane) {
@@ -317,9 +318,14 @@ class Viewer {
 
   _drawAll() {
     this.frame = 0;
-    for (const pane of this.panes) [pane.width, pane.height] = [pane.canvas.clientWidth, pane.canvas.clientHeight];
+    this._takeSizes();
     for (const pane of this.panes) this._draw(pane);
     this._tellPosition();
+  }
+
+  /** Sizes of all panes at once: asked for between changes of the page, each would cost a new layout. */
+  _takeSizes() {
+    for (const pane of this.panes) [pane.width, pane.height] = [pane.canvas.clientWidth, pane.canvas.clientHeight];
   }
 
   _draw(pane) {
@@ -520,7 +526,7 @@ class Viewer {
     const voxel = this.indexAt(volume, this.position).join(", ");
     this.status.textContent =
       `Crosshair  ${place}  ·  ${values.join(" | ")}  ·  voxel ${voxel}  ·  ` +
-      "the patient's right is on the left of the image";
+      "the patient's right is on the left";
   }
 
   // mouse, touch pad, keys
