@@ -18,6 +18,7 @@ import pytest
 import torch
 from bundle_runs import TINY, config_files, sample
 from monai.bundle import ConfigParser
+from review_studies import answer, make_study, write_answers
 
 from scripts import errors
 from scripts.settings.checks import described_settings, reached
@@ -39,7 +40,13 @@ def world(trained, tmp_path_factory):
     shutil.copytree(trained / "ckpt", folder / "ckpt")
     for name, seed in (("real", 10), ("generated", 0)):
         sample(ckpt_path=folder / "ckpt/model.pt", output_dir=folder / name, num_samples=4, seed=seed, device="cpu")
+    _, key = make_study(folder, **_study(folder))
+    write_answers(folder / "answers", key, lambda _, index, synthetic, case: answer(case, synthetic))
     return folder
+
+
+def _study(world):
+    return {"real_dir": world / "real", "generated_dir": world / "generated", "num_cases": 2, "trial_case": False}
 
 
 def commands(world, out):
@@ -66,6 +73,11 @@ def commands(world, out):
         ("evaluate", "sampling_sweep"): {
             "real_dir": real, "output_dir": out / "report", "checkpoints": {"a": str(weights)}, "num_samples": 2,
             "num_inference_steps": [1], "device": "cpu", **few,
+        },
+        ("review",): {**_study(world), "output_dir": out / "study"},
+        ("review_score",): {
+            "answers": world / "answers", "key_file": world / "study.key.json", "output_dir": out / "score",
+            "num_bootstrap": 4,
         },
         ("preprocess",): {"source_dir": real, "dataset_dir": out / "d", "size": 16, "spacing": 20, "num_workers": 0},
     }  # fmt: skip
@@ -124,7 +136,7 @@ def _run_as_a_command(stack, settings, folder, output):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(11))
+@pytest.mark.parametrize("number", range(13))
 def test_every_setting_answers_every_value(number, world, tmp_path):
     stack, good = list(commands(world, tmp_path).items())[number]
     for file in config_files(*stack):

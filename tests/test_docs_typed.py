@@ -45,6 +45,7 @@ TINY = {
     },
     "wscore": {"num_steps": 2, "batch_size": 2, "critic_channels": [4, 8], "num_seeds": 1, "cache_gb": 0.1},
     "sampling_sweep": {"num_inference_steps": [2, 3], "num_samples": 2},
+    "review": {"num_cases": 2},
 }  # fmt: skip
 TINY_SCRIPTS = {
     "sampling.py": "--steps 1 --preset PRDiT-XS/1 --grid 16 --batch 1 --device cpu",
@@ -61,6 +62,7 @@ ELSEWHERE = {  # why a command is not typed here
     "settings_page.py": "test_settings_checks.py compares the page",
     "view_page.py": "test_view.py; needs a browser",
     "onnx_export": "test_release.py, where onnx is installed",
+    "review_score.yaml": "test_review.py, with answers of readers",
     "totalsegmentator.yaml": "test_organs.py, with a stand-in",
 }
 CT_FOLDERS, WEIGHTS = ("source_dir", "beside_dir", "dataset_dir", "real_dir", "generated_dir"), (

@@ -17,6 +17,7 @@ from scripts.settings.kinds import (
     FILE,
     FOLDER,
     FOLDERS,
+    READERS,
     SWITCH,
     TEXT,
     WINDOW,
@@ -30,7 +31,7 @@ from scripts.settings.kinds import (
     whole,
 )
 
-ALONE = ("train", "inference", "evaluate", "preprocess", "export", "import_official", "view")
+ALONE = ("train", "inference", "evaluate", "preprocess", "export", "import_official", "view", "review", "review_score")
 STACKS = (
     *((name,) for name in ALONE),
     ("train", "train_global"),
@@ -51,7 +52,7 @@ NEEDED = {
     "source_dir",
     "dataset_dir",
     "residual_ckpt",
-    "output_dir",
+ALONE = ("train", "inference", "evaluate", "preprocess", "export", "import_official", "view", "review", "review_score")
 }  # null, to be given
 STRUCTURE = {"loss_terms", "initialize", "imports", "dataset_dir"}  # inference's dataset_dir is MONAI's
 
@@ -117,6 +118,11 @@ WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**30), 10**30, {
             [0, 100, [16, 16], [16.5] * 3, [1] * 4, True, None, "64x64"],
         ),
         (lengths(500), {320: 320.0, (1, 2, 3.5): [1, 2, 3.5]}, [0, -1, 501, [1, 2], [1, 2, 0], True, None]),
+        (
+            READERS,
+            {3: 3, "3": 3, "x": ["x"], "['Ana','Ben']": ["Ana", "Ben"], ("a", 2): ["a", "2"]},
+            [0, "0", 101, True, 1.5, None, [""]],
+        ),
         (WINDOW, {(-1000, 1000): [-1000, 1000]}, [[1000, -1000], [0, 0], [0], 1000, [-1, 0, 1], [True, 2], None]),
         (choice("a", "b"), {"a": "a"}, ["c", "A", 1, None, ["a"]]),
         (several(whole(2, 9)), {4: [4], (4, 8): [4, 8]}, [1, [4, 1], None, True]),
@@ -137,7 +143,7 @@ def test_a_kind_takes_what_is_right_alone(kind, right, wrong):
     for given, taken in right.items():
         result = kind.convert(list(given) if isinstance(given, tuple) else given)
         assert (result == taken and type(result) is type(taken)) if taken is not str else not result.startswith("~")
-    names = ("x", 10**30, -(10**30)) if kind in (TEXT, FILE, FOLDER, FOLDERS) else ()
+    names = ("x", 10**30, -(10**30)) if kind in (TEXT, FILE, FOLDER, FOLDERS) else ("x",) if kind is READERS else ()
     for given in [*wrong, *(value for value in WRONG if not (isinstance(value, (str, int)) and value in names))]:
         with pytest.raises(ValueError):
             kind.convert(given)

@@ -46,3 +46,30 @@ def _framed(picture: Image.Image, pixels: int) -> np.ndarray:
     frame = Image.new("L", (pixels + 2, pixels + 2), 0)
     frame.paste(picture, ((pixels - picture.width) // 2, (pixels - picture.height) // 2))
     return np.asarray(frame)
+
+
+def slice_picture(
+    volume: np.ndarray,
+    spacing_mm: Sequence[float],
+    plane: str,
+    index: Sequence[int],
+    window: Sequence[float],
+    pixels: int,
+) -> tuple[Image.Image, tuple[float, float]]:
+    """The slice of a volume (X, Y, Z) in HU, RAS, through a voxel, as `preview_picture` shows it, and where the voxel is in it.
+
+    Args:
+        volume: HU.
+        spacing_mm: of its voxels along x, y, z.
+        plane: 'axial', 'coronal' or 'sagittal'.
+        index: (i, j, k) of the voxel.
+        window: HU that are black and white.
+        pixels: of the longer side of the picture.
+    """
+    normal, across, down = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}[plane]
+    flipped = np.take(volume, index[normal], normal)[::-1, ::-1].T
+    size_mm = [side * length for side, length in zip(volume.shape, spacing_mm)]
+    scale = pixels / max(size_mm[across], size_mm[down])
+    place = [(volume.shape[axis] - 0.5 - index[axis]) * spacing_mm[axis] * scale for axis in (across, down)]
+    shape = (round(size_mm[across] * scale), round(size_mm[down] * scale))
+    return _windowed(flipped, (window[0], window[1])).resize(shape, Image.Resampling.BICUBIC), (place[0], place[1])

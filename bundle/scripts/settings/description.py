@@ -19,6 +19,7 @@ from .kinds import (
     FILE,
     FOLDER,
     FOLDERS,
+    READERS,
     SWITCH,
     TEXT,
     WINDOW,
@@ -225,6 +226,38 @@ _PREPROCESS = {
     "dry_run": Setting(SWITCH, "tells what would be done, and writes nothing"),
 }
 
+_REVIEW = {
+    "generated_dir": Setting(maybe(FOLDER), "folder of generated NIfTI in HU"),
+    "dataset_dir": _EVALUATE["dataset_dir"],
+    "real_dir": _EVALUATE["real_dir"],
+    "real_section": _EVALUATE["real_section"],
+    "readers": Setting(READERS, "how many, or their names"),
+    "num_cases": Setting(whole(2, 10_000), "of each kind, real and generated", "cases"),
+    "trial_case": Setting(SWITCH, "one more case comes first, for practice, and does not count"),
+    "title": Setting(TEXT, "of the readers' pages"),
+    "seed": Setting(whole(0, 2**32 - 1), "of the draw of cases and of each reader's order"),
+    "spacing": Setting(maybe(lengths(100)), "of the cases; null: as coarse as the coarsest volume", "mm"),
+    "field_of_view_mm": Setting(maybe(_FIELD_OF_VIEW), "of the cases; null: what all volumes cover", "mm"),
+    "remove_table": _PREPROCESS["remove_table"],
+    "hu_window": Setting(WINDOW, "HU of the cases are clipped to it", "HU"),
+    "blur": Setting(number(0, 5), "standard deviation of a Gaussian that smooths all cases; 0: none", "voxels"),
+    "window": Setting(WINDOW, "that the pages show at first", "HU"),
+    "output_dir": Setting(FOLDER, "where each reader gets a folder; empty or new"),
+    "key_file": Setting(maybe(FILE), "which case is what, for the organiser alone; null: OUTPUT_DIR.key.json"),
+}
+
+_REVIEW_SCORE = {
+    "answers": Setting(FOLDERS, "files that the readers' pages exported, or a folder of them"),
+    "key_file": Setting(FILE, "that review.yaml wrote"),
+    "study_dir": Setting(maybe(FOLDER), "review.yaml's output_dir, for pictures; null: KEY_FILE without .key.json"),
+    "incomplete": Setting(
+        choice("refuse", "leave_out"), "what to do with readers, cases and questions without an answer"
+    ),
+    "num_bootstrap": Setting(whole(2, MILLION), "draws of cases and readers for the intervals"),
+    "seed": Setting(whole(0, 2**32 - 1), "of the bootstrap and of permutations"),
+    "output_dir": Setting(FOLDER, "where score.html and score.json are written"),
+}
+
 # By the name of the config file; in a stack, later files replace what earlier ones say.
 SETTINGS: dict[str, dict[str, Setting]] = {
     "train": _TRAIN,
@@ -289,6 +322,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "checkpoint_interval": Setting(whole(1, 100 * MILLION), "between checkpoints", "steps"),
         "cache_gb": _TRAIN["cache_gb"],
     },
+    "review": _REVIEW,
+    "review_score": _REVIEW_SCORE,
     "sampling_sweep": {
         "checkpoints": Setting(named(FILE, "{'shipped': 'bundle/models/model.pt'}"), "weights to sample, by name"),
         "predictor_ratios": Setting(several(number(1)), "values of p"),

@@ -136,6 +136,12 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
+def _names(value: Any) -> Any:
+    if not isinstance(value, (str, list, tuple)) or (isinstance(value, str) and value.isdecimal()):
+        raise ValueError("a number alone is no name")
+    return _listed(value)
+
+
 def _collection(value: Any, start: str = "{") -> Any:
     """A list or table whose words Fire could not read, such as `{'ours': out/A}`, is YAML."""
     if not isinstance(value, str) or not value.startswith(start):
@@ -179,6 +185,9 @@ FILE = Kind(_PATH, "the name of a file", verbatim=True)
 FOLDER = Kind(_PATH, "the name of a folder", verbatim=True)
 FOLDERS = Kind(
     _list(_PATH, 1, None, _listed), "a folder, a file or several, such as \"['a','b']\"", verbatim=True, many=True
+)
+READERS = Kind(
+    Union[_whole(1, 100), _list(_TEXT, 1, 100, _names)], "a whole number from 1 to 100, or names such as ['Ana','Ben']"
 )
 WINDOW = Kind(Annotated[_TWO, AfterValidator(_ordered)], "two numbers, the lower one first, such as [-1000,1000]")
 DEVICE = Kind(
