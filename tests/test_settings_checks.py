@@ -52,7 +52,9 @@ NEEDED = {
     "source_dir",
     "dataset_dir",
     "residual_ckpt",
-ALONE = ("train", "inference", "evaluate", "preprocess", "export", "import_official", "view", "review", "review_score")
+    "output_dir",
+    "answers",
+    "key_file",
 }  # null, to be given
 STRUCTURE = {"loss_terms", "initialize", "imports", "dataset_dir"}  # inference's dataset_dir is MONAI's
 
