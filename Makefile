@@ -16,8 +16,7 @@ TORCH = $(shell sed -n 's/^ *\(torch==.*\)/\1/p' setup.cfg)
 .PHONY: demo test slow lint release clean
 
 demo: .venv/stamp
-	$(PY) -m monai.bundle run --config_file bundle/configs/inference.yaml --num_samples 4 --seed 0 --output_dir demo
-	@echo "The volumes (.nii.gz) and preview.png are in $(CURDIR)/demo; open view.html there in a browser to look through them"
+	@$(PY) bundle/prdit.py demo
 
 test: .venv/stamp
 	@$(PY) -m pytest
@@ -38,8 +37,10 @@ release: .venv/stamp
 .venv/stamp: setup.cfg
 	@$(PY) -m pip --version >/dev/null 2>&1 || { \
 		test -n "$(PYTHON)" || { echo "Python 3.11 or newer with the venv module is needed" >&2; exit 1; }; \
-		echo "Setting up .venv, which takes some minutes"; $(PYTHON) -m venv .venv; }
+		$(PYTHON) -m venv .venv; }
+	@echo "Setting up .venv: 3 GB, two to four minutes. 1 of 2: PyTorch"
 	@$(PY) -m pip install -qq "$(TORCH)"
+	@echo "2 of 2: MONAI and the rest"
 	@$(PY) -m pip install -qq -e ".[dev]"
 	@touch $@
 

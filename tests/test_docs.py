@@ -1,8 +1,10 @@
 """What the docs tell users to type: every command parses, its files exist, and its settings are settings."""
 
 import inspect
+import io
 import re
 import shlex
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import monai.bundle
@@ -10,6 +12,7 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 
+from scripts.commands import run
 from scripts.stack import check_stack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,10 +24,13 @@ def commands(page):
     """Each command line in a page's code, in order."""
     text = page.read_text()
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
-    inline = re.findall(r"`((?:torchrun|python|make) [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    inline = re.findall(
+        r"`((?:torchrun|python|make|prdit) [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    )
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     typed = [re.sub(r"^PYTHONPATH=\S+ ", "", line).rstrip(" …") for line in lines + inline]
-    return [line for line in typed if re.match(r"(torchrun|python|make) ", line)]
+    typed = [re.sub(r"^python \S*prdit\.py", "prdit", line) for line in typed]
+    return [line for line in typed if re.match(r"(torchrun|python|make|prdit)( |$)", line)]
 
 
 ALL = [pytest.param(line, id=f"{page.name}-{line[:40]}") for page in PAGES for line in commands(page)]
@@ -45,7 +51,7 @@ def arguments(tokens):
 def config_stack(value):
     """Paths of `--config_file`, which may be a list."""
     names = yaml.safe_load(value) if value.startswith("[") else [value]
-    return [ROOT / name for name in names]
+    return [ROOT / name.replace("bundles/prdit_ct_generation/", "bundle/") for name in names]  # of a download
 
 
 def check_run(tokens):
@@ -59,8 +65,23 @@ def check_run(tokens):
     assert [name for name in given if name not in OF_MONAI and name not in config] == []
 
 
+def lines_of_prdit(line):
+    """MONAI's commands that a `prdit` command stands for; none for one that runs nothing of MONAI."""
+    words = shlex.split(line)[1:]
+    if not words or words[0] in ("doctor", "plan") and len(words) == 1 or "--help" in words or "COMMAND" in words:
+        return []
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        run([*words, "--show"])
+    return printed.getvalue().splitlines()
+
+
 @pytest.mark.parametrize("line", ALL)
 def test_every_command_can_be_typed(line):
+    if line.split()[0] == "prdit":
+        for one in lines_of_prdit(line):
+            check_run(shlex.split(one.partition("monai.bundle run ")[2]))
+        return
     tokens = shlex.split(line)
     if "monai.bundle" in tokens:
         function, *rest = tokens[tokens.index("monai.bundle") + 1 :]

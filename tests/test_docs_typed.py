@@ -16,7 +16,7 @@ import torch
 from bundle_runs import DATA
 from conftest import randomise
 from monai.bundle import ConfigParser
-from test_docs import PAGES, ROOT, arguments, commands, config_stack
+from test_docs import PAGES, ROOT, arguments, commands, config_stack, lines_of_prdit
 from test_high_resolution_training import HIGH
 
 from scripts.data import chest_phantom
@@ -81,6 +81,11 @@ def typed_here(page, *kinds):
     return [line for line in dict.fromkeys(lines) if of_kind[line] in kinds]
 
 
+def as_monai_types(line):
+    """A command of `prdit` as MONAI's commands in the folder; test_prdit.py types it as it is."""
+    return [one.replace(f"{ROOT}/", "") for one in lines_of_prdit(line)] if line.startswith("prdit") else [line]
+
+
 LONG_LINES = [
     pytest.param(line, id=re.sub(r"\W+", "-", line)[:150])
     for page in PAGES
@@ -96,6 +101,8 @@ class Folder:
         (path / "bundle" / "models").mkdir(parents=True)
         for name in ("bundle/configs", "bundle/scripts", "benchmarks"):
             (path / name).symlink_to(ROOT / name)
+        (path / "bundles").mkdir()
+        (path / "bundles" / "prdit_ct_generation").symlink_to(ROOT / "bundle")  # as it is downloaded
         for name in ("model.pt", "model.json"):
             shutil.copy(ROOT / "bundle" / "models" / name, path / "bundle" / "models")
 
@@ -176,11 +183,12 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", [page for page in PAGES if typed_here(page, "")], ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_one_after_another(page, folder, monkeypatch):
     for line in typed_here(page, ""):
-        words = folder.ready(line)
-        monkeypatch.setattr(sys, "argv", words[words.index("monai.bundle") :])
-        print(shlex.join(words))
-        with pytest.raises(SystemExit) if "--help" in words else nullcontext():
-            runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+        for one in as_monai_types(line):  # a folder of weights is there by now
+            words = folder.ready(one)
+            monkeypatch.setattr(sys, "argv", words[words.index("monai.bundle") :])
+            print(shlex.join(words))
+            with pytest.raises(SystemExit) if {"--help", "--dry_run"} & set(words) else nullcontext():
+                runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
     written = [path.name for path in folder.path.rglob("*") if path.is_file()]
     if page == ROOT / "README.md":
         assert {"local.pt", "model.pt", "dataset.json", "report.html", "seed_000000.nii.gz"} <= set(written)

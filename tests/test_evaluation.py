@@ -15,6 +15,7 @@ from scripts.data import chest_phantom
 from scripts.data.transforms import grid_affine
 from scripts.evaluation import Comparison, common_grid, volume_sets
 from scripts.evaluation.figures import Axis, dot_plot, line_plot
+from scripts.evaluation.headline import headline as headline_of
 from scripts.inferers import save_volume
 from scripts.networks import save_weights
 
@@ -112,6 +113,20 @@ def test_every_number_has_an_interval_and_a_floor(results):
     assert results["properties"]["real"]["MS-SSIM"]["note"].startswith("3 pairs")
 
 
+def test_the_headline_says_what_was_measured_and_no_more(results):
+    headline = results["headlines"]["generated"]
+    assert headline.startswith("In short, generated: ") and "10 volumes only: take 50 or more." in headline
+    assert "3 near copies of training volumes" in headline and "FID" not in headline  # of random features
+    bare = {"distances": {"a": {}}, "floor": {"distances": {}}, "memorisation": {}, "properties": {}}
+    bare |= {"features": {"random": True}, "sets": {n: {"num_volumes": 60, "phantoms": False} for n in ("a", "real")}}
+    assert headline_of("a", bare) == "In short, a: nothing that a sentence can say was measured."
+    far, floor = ({"HU-Wasserstein (HU)": {"value": value}, "FID": {"value": value}} for value in (6.0, 3.0))
+    one = {**bare, "distances": {"a": far}, "floor": {"distances": floor}, "features": {"random": False}}
+    assert headline_of("a", one) == "In short, a: HU off by 6.00 HU (floor 3.00), FID off by 6.00 (floor 3.00)."
+    near = {**one, "distances": {"a": floor}, "sets": {n: {"num_volumes": 1, "phantoms": True} for n in ("a", "real")}}
+    assert headline_of("a", near) == "In short, a: HU and FID as in the phantoms. 1 volume only: take 50 or more."
+
+
 def test_volumes_that_are_too_alike_are_warned_of(planted, results, tmp_path):
     """Half of each volume is one and the same chest: every picture may pass, the set does not."""
     for seed in range(8):
@@ -123,6 +138,8 @@ def test_volumes_that_are_too_alike_are_warned_of(planted, results, tmp_path):
     assert excess["alike"]["low"] > 0 > excess["other"]["low"]
     real, alike = (found["properties"][name]["likeness"]["value"] for name in ("real", "alike"))
     assert excess["alike"]["value"] == pytest.approx(alike - real)
+    assert found["features"]["sha256"] is None and found["features"]["label"] == "no features"  # none were asked for
+    assert "too alike (likeness" in found["headlines"]["alike"] and "as varied as" in found["headlines"]["other"]
     warnings = [text for text in found["warnings"] if "Too little diversity" in text]
     assert len(warnings) == 1 and "of alike are" in warnings[0]
     assert not any("Too little diversity" in text for text in results["warnings"])

@@ -1,13 +1,18 @@
 """`prdit`: the line of MONAI that each command stands for, its help, and what it refuses."""
 
+import json
+import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
-from bundle_runs import CONFIGS
+import tqdm
+from bundle_runs import CONFIGS, assert_refused
 from test_docs import check_run
 
 from scripts.commands import run
@@ -20,8 +25,21 @@ TRAIN, GLOBAL, REFINER = (["train"], ["train", "train_global"], ["train", "train
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
+    """Another folder; what a run leaves in this process is taken back."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    for name, value in (("excepthook", sys.__excepthook__), ("argv", [*sys.argv]), ("path", [*sys.path])):
+        monkeypatch.setattr(sys, name, value)
+    monkeypatch.setattr(tqdm.tqdm, "status_printer", tqdm.tqdm.status_printer)
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # what prdit would set for good
+    monkeypatch.setenv("TQDM_MININTERVAL", "0.1")
+    sigterm, handlers, level = signal.getsignal(signal.SIGTERM), logging.root.handlers[:], logging.root.level
+    with warnings.catch_warnings():
+        yield
+    signal.signal(signal.SIGTERM, sigterm)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    logging.disable(logging.NOTSET)
 
 
 def shown(capsys, *words):
@@ -80,6 +98,10 @@ def test_settings_reach_monai_as_they_were_typed(capsys):
     assert given == {"ckpt_path": "w.pt", "output_dir": "2025", "seed": "7", "overwrite": "True", "grid": "[32,32,32]"}
     ((_, given),) = shown(capsys, "sample", "--output_dir", "it's $HOME")
     assert given == {"output_dir": "it's $HOME"}
+
+
+def test_none_is_what_monai_takes_for_none(capsys):
+    assert shown(capsys, "sample", "--bf16", "None", "--grid=null")[0][1] == {"bf16": "$None", "grid": "$None"}
 
 
 def test_a_folder_stands_for_its_weights(capsys, tmp_path):
@@ -179,3 +201,74 @@ def test_a_list_of_commands_and_a_typing_error_wait_for_no_library():
     subprocess.run(
         [sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": ""}
     )
+
+
+def test_a_run_says_what_counts_and_no_more(trained, capsys):
+    """Before, after, next; nothing of MONAI's own. Repeated, it does nothing. A plan leaves nothing behind."""
+    words = ["sample", str(trained / "ckpt"), "o", "-n", "2", "--num_inference_steps", "2", "--device", "cpu"]
+    run(["plan", *words])
+    told = capsys.readouterr().out
+    assert "samples 2 volumes of 16³ voxels of 20 mm" in told and "calculated" in told and "next" not in told
+    assert not Path("o").exists()
+    run(words)
+    out, error = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].startswith("samples 2 volumes of 16³ voxels of 20 mm, 2 network calls each, 1 at a time")
+    assert "million parameters" in lines[1] and "CPU cores" in lines[1] and lines[1].endswith("-> o/")
+    assert lines[2].startswith("2 of 2 volumes written to o") and lines[-1] == "next: prdit evaluate o --real DATA"
+    assert len(lines) <= 4 and "\r" not in error and "WARN" not in out + error and "INFO" not in out + error
+    run(words)
+    assert "2 of 2 volumes are in o already" in capsys.readouterr().out
+
+
+def test_a_run_that_ends_early_ends_prdit(trained, capsys):
+    with assert_refused("num_samples must be"):  # the hook that the run has set makes one line of it
+        run(["sample", str(trained / "ckpt"), "o", "-n", "0", "--device", "cpu"])
+    assert sys.excepthook is not sys.__excepthook__
+    assert "next" not in capsys.readouterr().out
+
+
+def test_finished_stages_are_left_alone(monkeypatch, tmp_path, capsys):
+    """The same command goes on with what is not finished; other settings train on."""
+    started = []
+
+    def pretend(one, verbose):
+        started.append(one.stage)
+        one.weights().parent.mkdir(exist_ok=True)
+        one.weights().touch()
+        return 0
+
+    monkeypatch.setattr("scripts.commands.main.start", pretend)
+    run(["train", "D", "C", "--stage", "1"])
+    assert started == ["local"]
+    run(["train", "D", "C"])
+    run(["train", "D", "C"])
+    assert started == ["local", "model"]
+    assert "finished already: C/model.pt" in capsys.readouterr().out
+    run(["train", "D", "C", "--lr", "1.0e-4"])
+    assert started[-2:] == ["local", "model"]
+    assert json.loads((tmp_path / "C" / ".model.finished").read_text())[1]["lr"] == "1.0e-4"
+
+
+def test_next_comes_after_a_data_set_with_rejected_scans_too(monkeypatch, capsys):
+    monkeypatch.setattr("scripts.commands.main.start", lambda one, verbose: 2)
+    with pytest.raises(SystemExit) as end:
+        run(["prepare", "S", "D"])
+    assert end.value.code == 2 and "prdit train D WEIGHTS" in capsys.readouterr().out
+    monkeypatch.setattr("scripts.commands.main.start", lambda one, verbose: 1)
+    with pytest.raises(SystemExit) as end:
+        run(["prepare", "S", "D"])
+    assert end.value.code == 1 and "next" not in capsys.readouterr().out
+
+
+def test_stage_2_is_planned_before_stage_1_is_there(capsys, tmp_path):
+    first, second = shown(capsys, "plan", "train", "D", "C")
+    assert first == (TRAIN, {"dataset_dir": "D", "ckpt_dir": "C", "dry_run": "True"})
+    assert second[0] == TRAIN and second[1]["depth"] == "$None" and second[1]["stage"] == "model"
+    assert float(second[1]["lr"]) == 1e-3 and "local_ckpt" not in second[1]
+    assert shown(capsys, "plan", "train", "D", "C", "--grid", "32")[1][1]["grid"] == "32"
+    (tmp_path / "C").mkdir()
+    (tmp_path / "C" / "local.pt").touch()
+    assert shown(capsys, "plan", "train", "D", "C")[1] == (GLOBAL, first[1])
+    assert "not there yet" in refused(capsys, "plan", "train", "D", "C", "--up", "2", "--show")
+    assert "plan is for" in refused(capsys, "plan", "export", "a.pt", "b.pt", "--show")

@@ -138,6 +138,11 @@ def test_json_configs_are_the_yaml(unpacked):
         assert json.loads((unpacked / "configs" / f"{name}.json").read_text()) == yaml.safe_load(text)
 
 
+def test_the_short_commands_are_in_it(unpacked):
+    process = run_elsewhere([unpacked / "prdit.py", "sample", "--show"], unpacked.parent)
+    assert process.stdout == f"python -m monai.bundle run --config_file {NAME}/configs/inference.yaml\n", process.stderr
+
+
 def test_commands_of_the_docs_name_the_unpacked_folder(unpacked):
     text = (unpacked / "docs" / "README.md").read_text()
     assert f"--config_file {NAME}/configs/inference.yaml" in text and " bundle/" not in text and "'bundle/" not in text

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import runpy
 import sys
-import warnings
-from pathlib import Path
-from typing import Sequence
+from typing import Optional, Sequence
 
+from .finished import is_finished, mark_finished
 from .plan import planned
-from .runs import Run, runs_of
+from .runs import SWITCHES, Run, runs_of
+from .stacks import keys
+from .start import run_monai, start
 from .table import ABOUT, Command, available
 from .typed import nearest, read_words
 
 QUIET = "monai"  # `prdit monai run ...`: MONAI's own command without its noise, what torchrun starts
+SOME_FAILED = 2  # exit status of a job that is done but for a few of its inputs
 _HELP = {"help", "h"}
 
 
@@ -36,12 +35,11 @@ def run(words: Sequence[str]) -> None:
 
 
 def _run(words: list[str]) -> None:
-    commands = available()
-    name = words.pop(0) if words else ""
-    plan = name == "plan"
+    commands, name = available(), words.pop(0) if words else ""
+    plan = name == "plan" and bool(words)
     if plan:
-        name = words.pop(0) if words else "--help"
-    if name in ("", "help", "--help", "-h"):
+        name = words.pop(0)
+    if name in ("", "plan", "help", "--help", "-h"):
         return print(_listed(commands))
     if name == QUIET:
         return run_monai(words)
@@ -51,79 +49,49 @@ def _run(words: list[str]) -> None:
         sys.exit(1 if examine() else 0)
     if name not in commands:
         raise ValueError(f"no command {name}{nearest(name, [*commands, *ABOUT])}  (prdit lists them)")
-    typed = read_words(words, ("show", "verbose"))
-    command = commands[name]
+    command, typed = commands[name], read_words(words, SWITCHES)
     if _HELP & typed.settings.keys():
         from .help import print_command
 
         return print_command(name, command, typed)
-    show, verbose = typed.take("show"), typed.take("verbose")
+    show, verbose = (typed.take(switch) is not None for switch in SWITCHES)
     runs = runs_of(name, command, typed)
     runs = planned(runs) if plan else runs
     if show:
         return print("\n".join(one.line() for one in runs))
-    for one in runs:
-        if plan:
-            _told(one, verbose is not None)
-        else:
-            start(one, verbose is not None)
+    status = max([_status(one, plan, verbose) for one in runs])
+    if command.said and not plan:
+        print(command.said)
     if command.then and not plan:
         print(f"next: {_next(command, runs[-1])}")
-
-
-def _told(one: Run, verbose: bool) -> None:
-    """A run that ends when it has told what it would do."""
-    try:
-        start(one, verbose)
-    except SystemExit as end:
-        if end.code:
-            raise
+    if status:
+        sys.exit(status)
 
 
 def _listed(commands: dict[str, Command]) -> str:
     sentences = {**{name: one.sentence for name, one in commands.items()}, **ABOUT}
-    lines = [f"  {name:13s}{sentence}" for name, sentence in sentences.items()]
+    lines = [f"  {name:14s}{sentence}" for name, sentence in sentences.items()]
     return "\n".join([*lines, "prdit COMMAND --help lists its settings; --show prints MONAI's command for it."])
 
 
-def _next(command: Command, last: Run) -> str:
-    from .stacks import keys
-
-    return command.then.format_map({**keys(last.stack), **last.settings})
-
-
-def start(one: Run, verbose: bool) -> None:
-    """Runs one in this process, or in as many as it asks for."""
-    words = one.words()
-    if verbose:
-        print(one.line())
-    if one.processes == 1:
-        return run_monai(words, verbose)
-    own = [QUIET, *words] if not verbose else ["-m", "monai.bundle", *words]
-    start_processes(one.processes, own, verbose)
-
-
-def run_monai(words: Sequence[str], verbose: bool = False) -> None:
-    """`python -m monai.bundle ...` in this process, without what MONAI and Ignite say of themselves unless `verbose`."""
-    if not verbose:
-        logging.disable(logging.INFO)
-        warnings.simplefilter("ignore")
-        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of processes that load data
-    sys.argv = ["monai.bundle", *words]
-    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
-
-
-def start_processes(number: int, words: Sequence[str], verbose: bool) -> None:
-    """`torchrun --standalone`; a process that fails has told why, and torchrun's page about it is left out."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args
-    from torch.distributed.run import run as torchrun
-
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
-    script = [] if verbose else [str(Path(__file__).resolve().parents[2] / "prdit.py")]
-    if not verbose:
-        logging.disable(logging.ERROR)
+def _status(one: Run, plan: bool, verbose: bool) -> int:
+    """Starts a run, unless it is finished; 0, or 2 where it did its job but for some of its inputs."""
+    if one.title:
+        print(one.title)
+    if not plan and is_finished(one):
+        print(f"finished already: {one.weights()}; another setting, such as more --max_steps, trains on")
+        return 0
+    code: Optional[object] = 0
     try:
-        torchrun(parse_args(["--standalone", f"--nproc_per_node={number}", *script, *words]))
-    except ChildFailedError as error:
-        sys.exit(next(iter(error.failures.values())).exitcode)
+        code = start(one, verbose)
+    except SystemExit as end:
+        code = end.code
+    if code not in (None, 0, SOME_FAILED):
+        sys.exit(code)  # type: ignore[arg-type]
+    if not plan:
+        mark_finished(one)
+    return SOME_FAILED if code == SOME_FAILED else 0
+
+
+def _next(command: Command, last: Run) -> str:
+    return command.then.format_map({**keys(last.stack), **last.settings, "weights": last.weights()})

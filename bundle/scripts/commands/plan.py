@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from .runs import GLOBAL, LOCAL, Run
 from .stacks import content, keys
+
+_VOLUMES = ("grid", "field_of_view_mm", "hu_window")  # which stage 2 takes from the weights of stage 1
 
 
 def planned(runs: Sequence[Run]) -> list[Run]:
@@ -19,10 +21,11 @@ def planned(runs: Sequence[Run]) -> list[Run]:
     Raises:
         ValueError: in one line, for a command that has no dry run, or a refiner whose backbone is not there yet.
     """
-    return [_planned(run) for run in runs]
+    of_stage_1 = next((run.settings for run in runs if run.stage == LOCAL), {})
+    return [_planned(run, {name: of_stage_1[name] for name in _VOLUMES if name in of_stage_1}) for run in runs]
 
 
-def _planned(run: Run) -> Run:
+def _planned(run: Run, volumes: Mapping[str, str]) -> Run:
     config = keys(run.stack)
     if "dry_run" not in config:
         raise ValueError("plan is for prepare, train and sample")
@@ -31,7 +34,7 @@ def _planned(run: Run) -> Run:
         ckpt_dir = settings.get("ckpt_dir", config["ckpt_dir"])
         if run.stage == GLOBAL and not os.path.isfile(os.path.join(ckpt_dir, f"{LOCAL}.pt")):
             plain = {name: value for name, value in content("train_global").items() if _is_plain(name, value)}
-            settings = {**{name: _typed(value) for name, value in plain.items()}, **settings}
+            settings = {**{name: _typed(value) for name, value in plain.items()}, **volumes, **settings}
             run = replace(run, stack=tuple(name for name in run.stack if name != "train_global"))
         backbone = settings.get("backbone_ckpt")
         if backbone and not os.path.isfile(backbone):

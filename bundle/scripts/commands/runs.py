@@ -16,9 +16,11 @@ OWN = ("recipe", "with", "gpus")  # flags of prdit for every run
 OF_TRAINING = ("stage", "up")  # … and of training
 SWITCHES = ("show", "verbose")
 LOCAL, GLOBAL, REFINER = "local", "model", "high_resolution"  # names of the weights' files
+_NOTHING = {"None": "$None", "null": "$None"}  # MONAI drops a plain None
+_STAGES = {LOCAL: "the local denoiser", GLOBAL: "the global residual", REFINER: "the refiner of a finer grid"}
 # settings that one stage alone takes where several are trained: the next ones take theirs from the weights before
 _OF_STAGE = {
-    "grid": LOCAL, "field_of_view_mm": LOCAL, "hu_window": LOCAL, "max_padding": LOCAL, "local_window": LOCAL,
+    "grid": LOCAL, "field_of_view_mm": LOCAL, "hu_window": LOCAL, "local_window": LOCAL,
     "depth": GLOBAL,
 }  # fmt: skip
 
@@ -47,8 +49,13 @@ class Run:
         """The words after `monai.bundle`."""
         paths = [_short(CONFIGS / f"{name}.yaml") for name in self.stack]
         files = paths[0] if len(paths) == 1 else "[" + ",".join(f"'{path}'" for path in paths) + "]"
-        settings = [word for name, value in self.settings.items() for word in (f"--{name}", value)]
+        settings = [word for name, value in self.settings.items() for word in (f"--{name}", _NOTHING.get(value, value))]
         return ["run", *([self.run_id] if self.run_id else []), "--config_file", files, *settings]
+
+    def weights(self) -> Path:
+        """Where a training leaves its weights."""
+        ckpt_dir = self.settings.get("ckpt_dir", keys(self.stack).get("ckpt_dir", "."))
+        return Path(ckpt_dir).expanduser() / f"{self.stage or keys(self.stack).get('stage')}.pt"
 
     def line(self) -> str:
         """The command as a user of MONAI types it."""
@@ -159,8 +166,12 @@ def _training(
         if name == REFINER:
             ckpt_dir = settings.get("ckpt_dir", keys(base)["ckpt_dir"])
             given = {**given, "backbone_ckpt": os.path.join(ckpt_dir, f"{GLOBAL}.pt"), "factor": str(factor)}
-        runs.append(Run(tuple(stack), given, "training", processes, f"{number} of {len(stacks)}", name))
+        runs.append(Run(tuple(stack), given, "training", processes, _title(name, number, len(stacks)), name))
     return runs
+
+
+def _title(stage: str, number: int, count: int) -> str:
+    return f"stage {number} of {count}: {_STAGES[stage]}" if stage and count > 1 else ""
 
 
 def _stages(base: list[str], added: Sequence[str], stage: Optional[str], up: Optional[str]) -> dict[str, list[str]]:

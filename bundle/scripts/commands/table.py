@@ -21,6 +21,7 @@ class Command:
         defaults: settings as typed, where they are not given.
         short: other names of settings.
         then: what to type next; settings stand in braces.
+        said: how good what was made is, where that is known.
     """
 
     sentence: str
@@ -30,6 +31,7 @@ class Command:
     defaults: Mapping[str, str] = field(default_factory=dict)
     short: Mapping[str, str] = field(default_factory=dict)
     then: str = ""
+    said: str = ""
 
 
 _SAMPLING = ("num_samples", "seed", "num_inference_steps", "solver", "memory_gb", "dicom", "device")
@@ -44,6 +46,7 @@ COMMANDS = {
         defaults={"output_dir": "demo"},
         short={"n": "num_samples"},
         then="look at {output_dir}/view.html in a browser; for weights of your own CT   prdit prepare YOUR_CT DATA",
+        said="phantoms, not patients: body, lungs, heart and spine are in place, ribs run together, small vessels are missing",
     ),
     "prepare": Command(
         "my CT (DICOM, NIfTI, MHA, NRRD) -> checked data set",
@@ -60,7 +63,7 @@ COMMANDS = {
             "max_steps", "max_epochs", "batch_size", "lr", "grid", "field_of_view_mm", "preset", "depth", "flip_prob",
             "finetune_from", "num_workers", "device",
         ),  # fmt: skip
-        then="prdit sample {ckpt_dir} OUT",
+        then="prdit sample {weights} OUT",
     ),
     "sample": Command(
         "weights -> volumes in HU (NIfTI)",

@@ -1,6 +1,6 @@
 """Evaluation of generated volumes: sets, records, comparison, report, W-score."""
 
-from .comparison import Comparison, choose_metrics
+from .comparison import Comparison, choose_metrics, needs_features
 from .evaluation import Evaluation, volume_sets
 from .records import KeepSized, MeasureVolumed, RecordStore, RecordWriter
 from .sweep import sampled_folders

@@ -70,6 +70,12 @@ def choose_metrics(
     return chosen
 
 
+def needs_features(metrics: dict[str, Any]) -> bool:
+    """Whether a chosen metric is made from features, which take most of the time of an evaluation."""
+    chosen = [*metrics["comparisons"], *metrics["properties"]]
+    return MEMORISATION in metrics["others"] or any(metric.of_features for metric in chosen)
+
+
 class Comparison:
     """Compares generated sets with the real one, by their records alone.
 
@@ -120,7 +126,7 @@ class Comparison:
     ) -> dict[str, Any]:
         """Mean MS-SSIM of random pairs of one set; the interval is over pairs."""
         if len(volumes) < 2:
-            return asdict(Estimate(None, note=f"needs 2 volumes, there is {len(volumes)}"))
+            return asdict(Estimate(None, note="needs 2 volumes, there is 1"))
         low, high = hu_window
         metric = ms_ssim_metric(grid)
 
@@ -142,8 +148,9 @@ class Comparison:
 
         Volumes nearer than `threshold` times what is usual between training volumes, in either space, are flagged.
         """
-        if len(training["features"]) < 3:
-            return {"note": f"needs 3 training volumes, there are {len(training['features'])}"}
+        count = len(training["features"])
+        if count < 3:
+            return {"note": f"needs 3 training volumes, there {'is' if count == 1 else 'are'} {count}"}
         spaces = {
             "voxels": [_searched(x) for x in (generated["coarse"], training["coarse"], training["coarse"].flip(1))],
             "features": [generated["features"], training["features"], training["features"]],
@@ -176,7 +183,8 @@ class Comparison:
     @staticmethod
     def _number(metric: SetMetric, count: int, *arguments: Any) -> dict[str, Any]:
         if count < metric.min_volumes:
-            return asdict(Estimate(None, note=f"needs {metric.min_volumes} volumes in each set, there is {count}"))
+            there = f"there {'is' if count == 1 else 'are'} {count}"
+            return asdict(Estimate(None, note=f"needs {metric.min_volumes} volumes in each set, {there}"))
         values = metric.compute(*arguments).cpu()
         return asdict(estimate(values if count > 1 else values[:1]))  # one volume has no spread
 
@@ -216,7 +224,8 @@ def warnings_of(
     for name, one in records.items():
         padded = int((one["size_mm"] < torch.tensor(size_mm) - 1).any(1).sum())
         if padded:
-            warnings.append(f"{padded} volumes of {name} are smaller than the field of view and were padded with air.")
+            what = "volume of {} is" if padded == 1 else "volumes of {} are"
+            warnings.append(f"{padded} {what.format(name)} smaller than the field of view, padded with air.")
     if min(size_mm) < MIN_CHEST_MM:
         warnings.append(
             f"The field of view is only {min(size_mm):g} mm along an axis, less than a chest: is the spacing in the "

@@ -19,10 +19,13 @@ from ..metrics import FeatureExtractor
 from ..stops import stoppable
 from ..version import VERSION
 from .comparison import MEMORISATION, MS_SSIM, Comparison, likeness_warnings, warnings_of
+from .headline import headline
 from .page import number
 from .records import Records, RecordStore
 from .report import REPORT_MARK, report_html
 from .volume_sets import VolumeSet, check_sets, generated_sets, hash_volumes, real_set
+
+PHANTOMS_ARE_REAL = "real stands for phantoms that no training has seen, since no real_dir was given."
 
 
 def volume_sets(
@@ -137,9 +140,14 @@ class Evaluation:
                     self.volumes(name), self.settings["grid"], self.settings["hu_window"], self.num_ms_ssim_pairs
                 )
         distances = {name: comparison.compare(records[name], records["real"]) for name in self.generated}
-        results = {
+        results: dict[str, Any] = {
             "sets": {
-                name: {"num_volumes": counts[name], "sha256": one.sha256, "paper_compat": one.paper_compat}
+                name: {
+                    "num_volumes": counts[name],
+                    "sha256": one.sha256,
+                    "paper_compat": one.paper_compat,
+                    "phantoms": one.folder is None,
+                }
                 for name, one in self.sets.items()
             },
             "features": {
@@ -149,6 +157,7 @@ class Evaluation:
             },
             "settings": {**self.settings, "num_bootstrap": comparison.num_bootstrap, "seed": comparison.seed},
             "warnings": [
+                *([PHANTOMS_ARE_REAL] if self.sets["real"].folder is None else []),
                 *likeness_warnings(distances, properties),
                 *warnings_of(comparison.metrics, records, self.extractor.is_random, self.settings["field_of_view_mm"]),
             ],
@@ -164,6 +173,7 @@ class Evaluation:
                 "python": platform.python_version(),
             },
         }
+        results["headlines"] = {name: headline(name, results) for name in self.generated}
         return results
 
     def _memorisation(self, records: dict[str, Records]) -> dict[str, Any]:
@@ -200,7 +210,7 @@ def summary(results: dict[str, Any]) -> str:
     """The distances as text for the terminal."""
     counts = {name: one["num_volumes"] for name, one in results["sets"].items()}
     half = results["floor"]["num_volumes"]
-    lines = []
+    lines = list(results["headlines"].values())
     for name, distances in results["distances"].items():
         lines.append(f"\n{name} (N = {counts[name]}) against real (N = {counts['real']}), with 95 % intervals")
         lines.append(f"  {'':75s} floor: real against real (N = {half})")
@@ -210,7 +220,9 @@ def summary(results: dict[str, Any]) -> str:
             lines.append(f"  {metric + label:42s} {number(estimate):32s} {number(floor)}")
     for name, one in results["memorisation"].items():
         if isinstance(one, dict) and "flagged" in one:
-            lines.append(f"\n{name}: {len(one['flagged'])} volumes flagged as near copies of training volumes")
+            flagged = len(one["flagged"])
+            what = "volume is a near copy" if flagged == 1 else "volumes are near copies"
+            lines.append(f"\n{name}: {flagged} {what} of training volumes")
         elif isinstance(one, dict):
             lines.append(f"\n{name}: no search for copies: {one['note']}")
     lines += [f"note: {warning}" for warning in results["warnings"]]

@@ -69,11 +69,18 @@ def report_html(
 def _head(results: Mapping[str, Any]) -> str:
     sets = ", ".join(f"{escape(name)} (N = {one['num_volumes']:,})" for name, one in results["sets"].items())
     notes = "".join(f"<p>{escape(warning)}</p>" for warning in results["warnings"])
+    features = (
+        f" FID, MMD, KID and neighbours by {escape(results['features']['label'])}." if _has_features(results) else ""
+    )
+    short = "".join(f"<p><b>{escape(line)}</b></p>" for line in results["headlines"].values())
     return (
-        f"<h1>Evaluation of generated CT</h1><p>Volumes: {sets}. Compared on {_grid(results)}. "
-        f"FID, MMD, KID and diversity by {escape(results['features']['label'])}.</p>"
+        f"<h1>Evaluation of generated CT</h1>{short}<p>Volumes: {sets}. Compared on {_grid(results)}.{features}</p>"
         + (f'<div class="notes">{notes}</div>' if notes else "")
     )
+
+
+def _has_features(results: Mapping[str, Any]) -> bool:
+    return results["features"]["sha256"] is not None
 
 
 def _grid(results: Mapping[str, Any]) -> str:
@@ -233,12 +240,17 @@ def _methods(results: Mapping[str, Any]) -> str:
         for name, one in results["sets"].items()
     )
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    network = (
+        f"{escape(settings['feature_preprocessing'])}</p><p>Feature network: {escape(features['label'])}, sha256 of its "
+        f'weights <span class="hash">{features["sha256"]}</span>. '
+        if _has_features(results)
+        else "</p><p>No metric that was asked for needs features. "
+    )
     return (
         f"<h2>How it was measured</h2><p>Volumes are oriented to RAS, cropped or padded with air around their centre, "
         f"resampled (trilinear) only where the spacing is no whole fraction, and averaged to {_grid(results)}. HU are "
-        f"clipped to {minus(settings['hu_window'][0])} to {minus(settings['hu_window'][1])}. {escape(settings['feature_preprocessing'])}"
-        f"</p><p>Feature network: {escape(features['label'])}, sha256 of its weights "
-        f'<span class="hash">{features["sha256"]}</span>. {settings["num_bootstrap"]} bootstrap samples (FID: at most 100), '
+        f"clipped to {minus(settings['hu_window'][0])} to {minus(settings['hu_window'][1])}. {network}"
+        f"{settings['num_bootstrap']} bootstrap samples (FID: at most 100), "
         f"seed {settings['seed']}. {escape(versions)}.</p>"
         "<table><thead><tr><th>set</th><th>N</th><th>sha256 of its files</th></tr></thead>"
         f'<tbody>{hashes}</tbody></table><p class="quiet">For research only, not for diagnosis. The same numbers, with '

@@ -17,6 +17,7 @@ from ..networks.base import DenoisingNetwork
 from ..networks.guidance import Guidance, num_blocks
 from ..schedulers import DiffusionProcess
 from ..settings import usable_device, whole_number
+from ..words import count
 from .inferer import uses_bf16
 
 # torch.compile takes 8 s and saves 9 ms of a call at 64^3 and 57 ms at 128^3 on a CPU with AMX (docs/performance.md)
@@ -140,7 +141,7 @@ class SeedSampler(Inferer):
         if self.bar is None:
             total = self.num_volumes * len(calls)
             self.bar = tqdm(
-                total=total, unit="step", desc=f"sampling {self.num_volumes} volumes", dynamic_ncols=True,
+                total=total, unit="step", desc=f"sampling {count(self.num_volumes, 'volume')}", dynamic_ncols=True,
                 disable=total == 0,
             )  # fmt: skip
         for time, call in zip(self.scheduler.timesteps, calls):

@@ -34,6 +34,7 @@ class VolumeStore:
         provenance: what the volumes are made with; goes into the JSON, and must agree where a volume of a seed is there.
         overwrite: make volumes again that are there.
         writers: see `writers_of`.
+        dry_run: only looks; makes no folder and holds none.
 
     Raises:
         ValueError: in one line, when the folder is not writable, or a writer cannot write such volumes.
@@ -45,12 +46,13 @@ class VolumeStore:
         provenance: dict[str, Any],
         overwrite: bool = False,
         writers: Sequence[Union[str, Writer]] = ("nifti",),
+        dry_run: bool = False,
     ) -> None:
         self.overwrite, self.writers = overwrite, writers_of(writers)
         for writer in self.writers:
             writer.check(provenance)
-        self.folder = require_writable(output_dir, "output_dir")
-        if idist.get_rank() == 0:
+        self.folder = Path(output_dir) if dry_run else require_writable(output_dir, "output_dir")
+        if idist.get_rank() == 0 and not dry_run:
             hold(self.folder, "output_dir")
             remove_leftovers(self.folder)
         versions = {"bundle": VERSION, "monai": monai.__version__, "torch": torch.__version__}

@@ -28,6 +28,7 @@ class FeatureExtractor(nn.Module):
             Hugging Face hub; None for a fixed random network.
         hu_window: HU of 0 and 1.
         bf16: False for float32; None for what the device is faster with.
+        needed: False where no metric is made from features: then each volume has none, (B, 0), in no time.
 
     Raises:
         ValueError: in one line, when the file is missing or of another network, or the hub cannot be reached.
@@ -38,18 +39,21 @@ class FeatureExtractor(nn.Module):
         feature_weights: Optional[str],
         hu_window: Sequence[float] = (-1000.0, 1000.0),
         bf16: Optional[bool] = None,
+        needed: bool = True,
     ) -> None:
         super().__init__()
         self.hu_min, self.hu_max = hu_window
         self.bf16 = bf16
         self.is_random = feature_weights is None
-        self.network = _medicalnet(feature_weights)
+        self.network = _medicalnet(feature_weights) if needed else None
         self.requires_grad_(False).eval()
-        self.sha256 = _state_hash(self.network)
+        self.sha256 = None if self.network is None else _state_hash(self.network)
 
     @property
     def label(self) -> str:
         """What every number carries that is made from these features."""
+        if self.sha256 is None:
+            return "no features"
         return "random features" if self.is_random else f"Med3D ResNet-50 {self.sha256[:12]}"
 
     @property
@@ -61,6 +65,8 @@ class FeatureExtractor(nn.Module):
         return uses_bf16(usable_device(device), self.bf16)
 
     def forward(self, volumes: Tensor) -> Tensor:
+        if self.network is None:
+            return volumes.new_zeros(len(volumes), 0)
         x = ((volumes - self.hu_min) / (self.hu_max - self.hu_min)).clamp(0, 1)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=uses_bf16(x.device, self.bf16)):
             return self.network(x).float()

@@ -128,6 +128,7 @@ _TRAIN = {
     "val_interval": Setting(maybe(whole(1, MILLION)), "between validations; null: eight of them in the run", "epochs"),
     "num_validation_times": Setting(whole(1, 1000), "times at which each validation volume is denoised"),
     "num_pictures": Setting(whole(0, 64), "samples in the picture after each validation; 0: no pictures"),
+    "dry_run": Setting(SWITCH, "tells what would be trained, in which time, and what it needs, and writes nothing"),
     "keep_checkpoints": Setting(whole(1, MILLION), "newest checkpoints that are kept"),
     "checkpoint_interval": Setting(
         maybe(whole(1, MILLION)),
@@ -165,6 +166,7 @@ _SAMPLE = {
     "compile": Setting(maybe(SWITCH), "torch.compile; null: where it pays"),
     "attention": _TRAIN["attention"],
     "overwrite": Setting(SWITCH, "makes volumes again that are there already"),
+    "dry_run": Setting(SWITCH, "tells what would be made, in which time, and what it needs, and writes nothing"),
     "device": _DEVICE,
     "process_group": _PROCESS_GROUP,
     "rank": _RANK,

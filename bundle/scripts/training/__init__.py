@@ -20,6 +20,7 @@ from .monitoring import (
     term_metrics,
     validation_share,
 )
+from .opening import TrainingStep, end_plan, tell_data, tell_time, tell_weights
 from .pictures import TrainingPictures
 from .prepare_batch import (
     LocalWindowPrepareBatch,

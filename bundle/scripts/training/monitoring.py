@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ..files import write_text
+from ..hardware import device_name
 from .losses import NOISE_AND_SIGNAL, loss_terms
 from .pictures import picture_path
 
@@ -39,20 +40,23 @@ def validation_share(dataset: Sized, rank: int, world_size: int) -> range:
     return range(rank, len(dataset), world_size)
 
 
-def tell_run(stage: str, network: nn.Module, computed_in: dict[str, str], quiet: bool = False) -> None:
+def tell_run(
+    stage: str, network: nn.Module, computed_in: dict[str, str], device: Union[str, torch.device], quiet: bool = False
+) -> None:
     """Prints what is trained, how large it is, and in what.
 
     Args:
         stage: name of the weights' file.
         network: that the trainer calls.
         computed_in: see `scripts.inferers.computed_in`.
+        device: where it runs.
         quiet: says nothing, on all ranks but one.
     """
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
     trained, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
     if not quiet:
         what = "stage 1 (the local denoiser)" if stage == "local" else stage
-        where = f"{computed_in['precision']} on {computed_in['device']}"
+        where = f"{computed_in['precision']} on {device_name(device)}"
         print(f"trains {what}: {trained / 1e6:.2f} of {total / 1e6:.2f} million parameters, in {where}")
 
 

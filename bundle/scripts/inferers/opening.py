@@ -1,0 +1,181 @@
+"""What a sampling run says before it starts and when it is done."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn, Optional, Sequence, Sized, Union
+
+import torch
+from ignite.engine import Engine
+
+from ..data.transforms import three
+from ..hardware import CPU_ONLY, GB, device_name, free_disk, idle_gpu
+from ..networks.base import DenoisingNetwork
+from ..words import count
+from .memory import peak_gb
+from .sampler import SeedSampler
+from .store import VolumeStore
+
+WORTH_A_PROBE = 40  # network calls; three of them are made to tell how long all will take
+
+
+def tell_sampling(
+    store: VolumeStore,
+    seeds: Sized,
+    missing: Sized,
+    sampler: SeedSampler,
+    network: DenoisingNetwork,
+    voxels: str,
+    batch_size: int,
+    device: Union[str, torch.device],
+    precision: str,
+    processes: int = 1,
+    quiet: bool = False,
+) -> None:
+    """Prints what is about to be made, on what, how long it will take by a short probe, and where it goes.
+
+    Args:
+        store: the output folder.
+        seeds: of all volumes.
+        missing: of those that are still to be made.
+        sampler: that makes them.
+        network: on its device.
+        voxels: see `voxels_in_words`.
+        batch_size: volumes at a time.
+        device: where it runs.
+        precision: 'bf16' or 'float32'.
+        processes: that share the volumes.
+        quiet: says nothing, on all ranks but one, or where there is nothing to do.
+    """
+    if quiet or not len(missing):
+        return
+    if idle_gpu():
+        print(f"warning: {CPU_ONLY}")
+    size = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    done = len(seeds) - len(missing)
+    there = f" ({done} of {len(seeds)} {'is' if done == 1 else 'are'} there already)" if done else ""
+    calls = len(sampler.scheduler.timesteps)
+    where = device_name(device) + (f", {processes} processes" if processes > 1 else "")
+    seconds = expected_seconds(sampler, network, math.ceil(len(missing) / processes), batch_size)
+    print(
+        f"samples {count(len(missing), 'volume')}{there} of {voxels}, {count(calls, 'network call')} each, {batch_size} at "
+        f"a time\n{size:.1f} million parameters, in {precision} on {where}"
+        + ("" if seconds is None else f"; about {duration(seconds)}")
+        + f"; -> {store.folder}/"
+    )
+
+
+@torch.no_grad()
+def expected_seconds(sampler: SeedSampler, network: Any, num_volumes: int, batch_size: int) -> Optional[float]:
+    """How long sampling will take, from three network calls; None where it is not worth them, or must be compiled first."""
+    calls = sampler.calls(network)
+    batches = math.ceil(num_volumes / batch_size)
+    if batches * len(calls) < WORTH_A_PROBE or "predict" in vars(network):
+        return None
+    device = next(network.parameters()).device
+    sample = torch.zeros(batch_size, *sampler.shape, device=device)
+    calls[0](sample)  # what the first call alone has to do
+    seconds = [_timed(call, sample) for call in (calls[0], calls[-1])]  # the second one guided, where there is guidance
+    return batches * len(calls) * sum(seconds) / 2
+
+
+def _timed(call: Any, sample: torch.Tensor) -> float:
+    _wait(sample)
+    start = time.monotonic()
+    call(sample)
+    _wait(sample)
+    return time.monotonic() - start
+
+
+def _wait(sample: torch.Tensor) -> None:
+    if sample.device.type == "cuda":
+        torch.cuda.synchronize(sample.device)
+
+
+def tell_volumes(
+    store: VolumeStore, seeds: Sized, missing: Sized, engine: Engine, voxels: str, quiet: bool = False
+) -> None:
+    """Prints what is there now, and how long it took.
+
+    Args:
+        store: the output folder.
+        seeds: of all volumes.
+        missing: of those that this run has made.
+        engine: that made them.
+        voxels: see `voxels_in_words`.
+        quiet: says nothing, on all ranks but one.
+    """
+    if quiet:
+        return
+    if not len(missing):
+        print(
+            f"{len(seeds)} of {count(len(seeds), 'volume')} {'is' if len(seeds) == 1 else 'are'} in {store.folder} already, "
+            "made with these settings; --overwrite True makes them again"
+        )
+        return
+    seconds = engine.state.times.get("COMPLETED") or 0.0
+    picture = next((path for name in ("view.html", "preview.png") if (path := store.folder / name).is_file()), None)
+    print(
+        f"{len(missing)} of {count(len(seeds), 'volume')} written to {store.folder} ({voxels}, HU) in {duration(seconds)}"
+        + (f"; look at {picture}" if picture else "")
+    )
+
+
+def end_plan(
+    store: VolumeStore,
+    missing: Sized,
+    settings: dict[str, Any],
+    grid: Sequence[int],
+    memory: dict[str, int],
+    num_calls: int,
+    precision: str,
+    guided: bool,
+) -> NoReturn:
+    """Prints what sampling needs of memory and disk, both calculated, and ends the process.
+
+    Args:
+        store: the output folder.
+        missing: seeds of the volumes that would be made.
+        settings: the JSON beside the weights.
+        grid: of a volume.
+        memory: see `memory_plan`.
+        num_calls: network calls per volume.
+        precision: 'bf16' or 'float32'.
+        guided: with layer-skip guidance.
+    """
+    batch, chunk = memory["batch_size"], memory["chunk_tokens"]
+    peak = peak_gb(settings["network"], grid, batch, chunk, precision == "bf16", num_calls, guided)
+    tell_needs(f"{peak:.2g} GB for weights and activations", 2 * math.prod(grid) * len(missing), store.folder)
+    raise SystemExit(0)
+
+
+def tell_needs(memory: str, disk: float, folder: Union[str, Path], work: str = "") -> None:
+    """Prints what a run would need, and what there is."""
+    place, free = free_disk(folder)
+    if work:
+        print(work)
+    print(f"needs {memory} (calculated), beside what Python and PyTorch take")
+    print(f"writes at most {disk / GB:.2g} GB (calculated); {free / GB:.0f} GB are free in {place}")
+    print("dry run: nothing was written")
+
+
+def voxels_in_words(grid: Sequence[int], size_mm: Union[float, Sequence[float]]) -> str:
+    """A grid and the size of its voxels, such as `64³ voxels of 5 mm`."""
+    sides = f"{grid[0]}³" if len(set(grid)) == 1 else " x ".join(map(str, grid))
+    spacing = list(dict.fromkeys(f"{length / side:.3g}" for length, side in zip(three(size_mm), grid)))
+    return f"{sides} voxels of {' x '.join(spacing)} mm"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: `9 s`, `12 min`, `3 h 20 min`, `4 days`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} min"
+    if seconds < 48 * 3600:
+        hours, minutes = divmod(round(timedelta(seconds=seconds) / timedelta(minutes=1)), 60)
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{seconds / 86400:.1f} days"

@@ -1,0 +1,215 @@
+"""What a training run says before it starts, and when it is done: time, memory, disk, weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import weakref
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NoReturn, Optional, Sequence, Union
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..hardware import CPU_ONLY, GB, idle_gpu, memory_bytes
+from ..inferers.opening import duration, tell_needs
+from ..words import count
+from .checkpoints import checkpoints
+
+FEW_VOLUMES = 20  # nothing was measured about it: with so few, each is seen hundreds of times
+_SMALL = 1.0  # seconds: a step of one volume that takes longer is not repeated with the whole batch
+
+
+class TrainingStep:
+    """One step of training, forward and backward, to be timed or counted before the run; it changes nothing.
+
+    Args:
+        network: that is trained, see `trained_module`.
+        prepare_batch: of the trainer.
+        inferer: of the trainer.
+        loss_function: of the trainer.
+        grid: voxels of a volume along x, y, z.
+        batch_size: volumes a step, of this process.
+        device: where it runs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        prepare_batch: Any,
+        inferer: Any,
+        loss_function: Any,
+        grid: Sequence[int],
+        batch_size: int,
+        device: Union[str, torch.device],
+    ) -> None:
+        self.network, self.prepare_batch, self.inferer, self.loss_function = (
+            network,
+            prepare_batch,
+            inferer,
+            loss_function,
+        )
+        self.grid, self.batch_size, self.device = list(grid), batch_size, torch.device(device)
+
+    def batch(self, batch_size: int) -> Any:
+        """What the trainer makes of volumes of air: inputs, targets, and arguments of the network."""
+        volumes = {"image": torch.zeros(batch_size, 1, *self.grid), "index": torch.arange(batch_size)}
+        return self.prepare_batch(volumes, self.device, False)
+
+    def run(self, inputs: Tensor, targets: Tensor, args: Any, kwargs: Any) -> None:
+        """Forward and backward."""
+        with torch.enable_grad():
+            self.loss_function(self.inferer(inputs, self.network, *args, **kwargs), targets).mean().backward()
+
+    def seconds(self) -> float:
+        """Of a step, from one or two of them; of a large batch, from a step of one volume."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # the run draws as if nothing had been before it
+            self._timed(1)  # what the first step alone has to do
+            one = self._timed(1)
+            found = self._timed(self.batch_size) if one < _SMALL else one * self.batch_size
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        return found
+
+    def _timed(self, batch_size: int) -> float:
+        start = time.monotonic()
+        self.run(*self.batch(batch_size))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.monotonic() - start
+
+    def needs(self, batch_size: int) -> dict[str, float]:
+        """'tflop' of a step, and 'gb' of tensors at its peak, both calculated: by a step without numbers in its tensors.
+
+        Where the step cannot do without numbers, since it cuts windows, by a real step of one volume, times the batch.
+        """
+        try:
+            flops, peak = self._counted(batch_size, FakeTensorMode(allow_non_fake_inputs=True))
+        except DataDependentOutputException:
+            flops, peak = (batch_size * number for number in self._counted(1, None))
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.network.parameters()]
+        total, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+        states = 4 * (2 * total + 2 * trained)  # weights and their average, AdamW's two; gradients are among the step's
+        return {"tflop": flops / 1e12, "gb": (states + peak) / GB}
+
+    def _counted(self, batch_size: int, fake: Optional[FakeTensorMode]) -> tuple[float, float]:
+        """Operations of a step, and bytes at its peak."""
+        peak, devices = PeakMemory(), [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            batch = self.batch(batch_size)
+        held = sum({id(one): one.nbytes for one in tree_iter(batch) if isinstance(one, Tensor)}.values())
+        try:
+            with FlopCounterMode(display=False) as flops, fake or nullcontext(), peak:
+                self.run(
+                    *tree_map(lambda one: fake.from_tensor(one) if fake and isinstance(one, Tensor) else one, batch)
+                )
+        finally:
+            for parameter in self.network.parameters():
+                parameter.grad = None
+        return flops.get_total_flops(), held + peak.peak
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that are made inside and live at the same time; `peak` is the most of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Optional[dict] = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in tree_iter(out):
+            if isinstance(one, Tensor):
+                storage = one.untyped_storage()
+                if storage._cdata not in self.live:
+                    self.live[storage._cdata] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._gone, storage._cdata)
+        return out
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.live.pop(key, 0)
+
+
+def tell_data(datalist: dict[str, list[dict[str, Any]]], quiet: bool = False) -> None:
+    """Warns of a data set that is too small to learn from, or that validates on what it trains on.
+
+    Args:
+        datalist: see `scripts.data.ct_datalist`.
+        quiet: says nothing, on all ranks but one.
+    """
+    if quiet:
+        return
+    training, validation = ([item["image"] for item in datalist[name]] for name in ("training", "validation"))
+    if set(training) & set(validation):
+        print("warning: training and validation share volumes: val_loss is a training loss then", file=sys.stderr)
+    if len(training) < FEW_VOLUMES:
+        only = f"only {count(len(training), 'training volume')}"
+        print(f"warning: {only}: the generator will repeat what it has seen", file=sys.stderr)
+
+
+def tell_time(step: TrainingStep, num_steps: int, ckpt_dir: str, name: str, quiet: bool = False) -> None:
+    """Prints how long the steps will take by a short probe, and where the weights go; a continued run knows it soon.
+
+    Args:
+        step: of this run.
+        num_steps: of the run.
+        ckpt_dir: of the weights.
+        name: of the weights.
+        quiet: says nothing, on all ranks but one.
+    """
+    if quiet or checkpoints(ckpt_dir, name):
+        return
+    if idle_gpu() and step.device.type == "cpu":
+        print(f"warning: {CPU_ONLY}", file=sys.stderr)
+    seconds = step.seconds()
+    print(f"about {duration(seconds * num_steps)} of steps, {seconds:.2g} s each, and validation; -> {ckpt_dir}/")
+
+
+def end_plan(step: TrainingStep, num_steps: int, keep: int, ckpt_dir: str) -> NoReturn:
+    """Prints what training needs of memory and disk, both calculated, and ends the process.
+
+    Args:
+        step: of this run.
+        num_steps: of the run.
+        keep: checkpoints that are kept.
+        ckpt_dir: of the weights.
+    """
+    needs = step.needs(step.batch_size)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in step.network.parameters()]
+    checkpoint = sum(4 * size * (4 if trains else 2) for size, trains in sizes)  # weights, their average, AdamW's two
+    there = memory_bytes(step.device)
+    tell_needs(
+        f"{needs['gb']:.2g} GB of {step.device.type.upper()} memory" + (f" of {there / GB:.0f} GB" if there else ""),
+        checkpoint * (keep + 1) + sum(4 * size for size, _ in sizes),
+        ckpt_dir,
+        f"{needs['tflop']:.2g} TFLOP a step, {needs['tflop'] * num_steps / 1000:.2g} PFLOP in all (calculated)",
+    )
+    raise SystemExit(0)
+
+
+def tell_weights(ckpt_dir: Union[str, Path], name: str, quiet: bool = False) -> None:
+    """Prints where the weights are, and how they validated.
+
+    Args:
+        ckpt_dir: of the run.
+        name: of the weights.
+        quiet: says nothing, on all ranks but one.
+    """
+    path = Path(ckpt_dir) / f"{name}.pt"
+    if quiet or not path.is_file():
+        return
+    best = json.loads(path.with_suffix(".json").read_text()).get("training", {})
+    how = f"val_loss {best['val_loss']:.4f}, the best, after epoch {best['epoch']}" if "val_loss" in best else "weights"
+    picture = path.with_name(f"{name}_progress.png")
+    losses = picture if picture.is_file() else path.with_name(f"{name}_losses.csv")
+    print(f"{path}: {how}; losses: {losses}")
