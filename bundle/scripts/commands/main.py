@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Optional, Sequence
 
@@ -15,6 +16,7 @@ from .typed import nearest, read_words
 
 QUIET = "monai"  # `prdit monai run ...`: MONAI's own command without its noise, what torchrun starts
 SOME_FAILED = 2  # exit status of a job that is done but for a few of its inputs
+PIPE_CLOSED = 141  # exit status, as shells count it
 _HELP = {"help", "h"}
 
 
@@ -27,6 +29,9 @@ def run(words: Sequence[str]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE_CLOSED)
     except KeyboardInterrupt:
         if sys.excepthook is not sys.__excepthook__:
             raise
