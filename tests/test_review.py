@@ -7,12 +7,14 @@ import stat
 import numpy as np
 import pytest
 from bundle_runs import assert_refused
-from review_studies import READERS, answer, make_study, score, write_answers, write_phantoms
+from dicom_series import as_dicom, write_series
+from review_studies import READERS, SIZE_MM, answer, make_study, score, write_answers, write_phantoms
 
+from scripts.data import chest_phantom
 from scripts.data.pictures import preview_picture, slice_picture
 from scripts.review import study as study_module
 from scripts.review.blinding import read_volume_script
-from scripts.review.cases import Geometry, Steps, common_geometry
+from scripts.review.cases import Geometry, Steps, common_geometry, crop_notes
 from scripts.review.study import reader_names
 
 
@@ -155,6 +157,21 @@ def test_a_volume_that_is_in_both_sets_is_refused(folder, tmp_path):
         make_study(folder, "bad", generated_dir=tmp_path / "copies", num_cases=2, real_dir=_only(folder, tmp_path, 3))
 
 
+def test_real_cases_may_be_dicom_and_take_the_same_steps(folder, tmp_path):
+    for seed in (0, 1):
+        hu = as_dicom(chest_phantom(seed, [32] * 3, SIZE_MM))
+        write_series(tmp_path / "dicom" / f"s{seed}", hu, f"s{seed}", spacing=(10.0, 10.0), step=(0.0, 0.0, 10.0))
+    place, key = make_study(folder, "dicom", real_dir=tmp_path / "dicom", num_cases=2, trial_case=False, readers=1)
+    steps, found = Steps(**key["steps"]), set()
+    expected = [steps({"image": str(folder / "real" / f"p{seed}_secret.nii.gz")}) for seed in (0, 1)]
+    for case, index in key["readers"]["reader_1"].items():
+        volume = read_volume_script(place / "reader_1" / "cases" / f"{case}.js")[0].astype(int)
+        if key["volumes"][index]["set"] == "real":
+            found.add(int(np.argmin([np.abs(volume - one).max() for one in expected])))
+            assert min(np.abs(volume - one).max() for one in expected) <= 1
+    assert found == {0, 1}
+
+
 def _only(folder, tmp_path, count):
     (tmp_path / "few").mkdir()
     for path in sorted((folder / "real").iterdir())[:count]:
@@ -175,6 +192,13 @@ def test_the_common_grid_is_as_coarse_and_as_small_as_need_be():
     assert common_geometry(files, spacing=[4, 4, 5], field_of_view_mm=200) == ([50, 50, 40], [4, 4, 5])
     with pytest.raises(ValueError, match="finer than a is along z"):
         common_geometry(files, spacing=4)
+
+
+def test_a_small_volume_that_crops_all_others_is_named():
+    files = [Geometry(name, [2.0] * 3, [320.0, 320.0, 300.0]) for name in "abc"]
+    assert crop_notes(files, [320, 320, 300]) == []
+    (note,) = crop_notes([*files, Geometry("small", [2.0] * 3, [320.0, 320.0, 120.0])], [320, 320, 120])
+    assert note == "all cases are cropped to 120 mm along z, where most cover 300 mm: small does not"
 
 
 # scoring

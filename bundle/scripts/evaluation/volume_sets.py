@@ -216,7 +216,8 @@ def hash_volumes(sets: Sequence[VolumeSet]) -> None:
     def content_hash(item: dict[str, Any]) -> str:
         if isinstance(item["image"], int):
             return hashlib.sha256(f"{code} {item['image']}".encode()).hexdigest()
-        parts = [sha256_of(file) for file in (item["series"].files if "series" in item else [item["image"]])]
+        slices = item["series"].slices if "series" in item else ()
+        parts = [sha256_of(file) for file in dict.fromkeys(one.path for one in slices) or [item["image"]]]
         return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
     with ThreadPoolExecutor() as pool:

@@ -17,6 +17,7 @@ from ..data.preparation import clear_surroundings
 from ..data.transforms import LoadCTd, ToGridd, three
 
 MIN_SIDE = 16  # voxels; less shows no anatomy
+_LITTLE = 0.8  # share of what most volumes cover
 _ROUNDING = 1e-3  # share of a voxel size
 AXES = "xyz"
 
@@ -152,10 +153,24 @@ def steps_for(
     hu_window: Sequence[float],
     remove_table: bool,
     blur: float,
-) -> Steps:
-    """The steps that bring volumes to one grid; see `common_geometry`. Phantoms are drawn on any grid."""
+) -> tuple[Steps, list[str]]:
+    """The steps that bring volumes to one grid, see `common_geometry`, and what to say of them. Phantoms have any grid."""
     files = [
         geometry_of(item, name, hu_window) for item, name in zip(items, names) if not isinstance(item["image"], int)
     ]
     grid, voxel = common_geometry(files, spacing, field_of_view_mm)
-    return Steps(grid, voxel, remove_table, list(hu_window), blur)
+    steps = Steps(grid, voxel, remove_table, list(hu_window), blur)
+    return steps, [] if field_of_view_mm is not None else crop_notes(files, steps.field_of_view_mm)
+
+
+def crop_notes(files: Sequence[Geometry], size_mm: Sequence[float]) -> list[str]:
+    """Says which volume has made all cases much smaller than most volumes are."""
+    notes = []
+    for axis, size in enumerate(size_mm):
+        usual = float(np.median([file.size_mm[axis] for file in files]))
+        if size < _LITTLE * usual:
+            name = min(files, key=lambda file: file.size_mm[axis]).name
+            notes.append(
+                f"all cases are cropped to {size:.0f} mm along {AXES[axis]}, where most cover {usual:.0f} mm: {name} does not"
+            )
+    return notes

@@ -132,7 +132,7 @@ class ReaderStudy:
         check_sets(sets)
         self.sets, with_trial = chosen(sets, num_cases, trial_case, seed)
         hash_volumes(self.sets)
-        volumes = [
+        volumes: list[dict[str, Any]] = [
             {"set": one.name, "file": one.label(index), "sha256": digest, "item": item}
             for one in self.sets
             for index, (item, digest) in enumerate(zip(one.items, one.hashes))
@@ -143,7 +143,7 @@ class ReaderStudy:
         self.volumes = self._shuffled(volumes, "volumes")  # files are written in this order
         self.study = hashlib.sha256(f"study {self.secret}".encode()).hexdigest()[:12]
         listed = self.volumes + ([trial] if trial else [])
-        self.steps = steps_for(
+        self.steps, self.crop_notes = steps_for(
             [one["item"] for one in listed],
             [f"{one['set']} volume {one['file']}" for one in listed],
             spacing,
@@ -244,6 +244,7 @@ class ReaderStudy:
             "may help"
             for found in telling_features(features, synthetic)
         ]
+        notes = self.crop_notes + notes
         if self.sets[0].folder is None:
             notes.insert(0, "the real cases are computer phantoms, not patients, as real_dir was not given")
         return notes
