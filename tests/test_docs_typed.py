@@ -56,6 +56,7 @@ TINY_SCRIPTS = {
 NUM_CT = 20  # enough to validate on two
 ELSEWHERE = {  # why a command is not typed here
     "make ": "the checks themselves",
+    "-m venv": "makes an environment",
     "monai.bundle download": "test_release.py downloads from a server of its own; Hugging Face needs a network",
     "push_to_hf_hub": "needs an account",
     "mlflow.yaml": "test_tracking.py, where mlflow is installed",

@@ -252,9 +252,12 @@ def test_finished_stages_are_left_alone(monkeypatch, tmp_path, capsys):
 
 def test_next_comes_after_a_data_set_with_rejected_scans_too(monkeypatch, capsys):
     monkeypatch.setattr("scripts.commands.main.start", lambda one, verbose: 2)
-    with pytest.raises(SystemExit) as end:
-        run(["prepare", "S", "D"])
-    assert end.value.code == 2 and "prdit train D WEIGHTS" in capsys.readouterr().out
+    for made in (False, True):  # all scans rejected, or some
+        with pytest.raises(SystemExit) as end:
+            run(["prepare", "S", "D"])
+        assert end.value.code == 2 and ("prdit train D WEIGHTS" in capsys.readouterr().out) == made
+        Path("D").mkdir(exist_ok=True)
+        Path("D", "dataset.json").touch()
     monkeypatch.setattr("scripts.commands.main.start", lambda one, verbose: 1)
     with pytest.raises(SystemExit) as end:
         run(["prepare", "S", "D"])

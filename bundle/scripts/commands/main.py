@@ -67,8 +67,8 @@ def _run(words: list[str]) -> None:
     status = max([_status(one, plan, verbose) for one in runs])
     if command.said and not plan:
         print(command.said)
-    if command.then and not plan:
-        print(f"next: {_next(command, runs[-1])}")
+    if command.then and not plan and os.path.exists(os.path.expanduser(_filled(command.made, runs[-1])) or os.curdir):
+        print(f"next: {_filled(command.then, runs[-1])}")
     if status:
         sys.exit(status)
 
@@ -98,5 +98,6 @@ def _status(one: Run, plan: bool, verbose: bool) -> int:
     return SOME_FAILED if code == SOME_FAILED else 0
 
 
-def _next(command: Command, last: Run) -> str:
-    return command.then.format_map({**keys(last.stack), **last.settings, "weights": last.weights()})
+def _filled(text: str, last: Run) -> str:
+    """Text with the settings of a run in its braces."""
+    return text.format_map({**keys(last.stack), **last.settings, "weights": last.weights()})

@@ -21,6 +21,7 @@ class Command:
         defaults: settings as typed, where they are not given.
         short: other names of settings.
         then: what to type next; settings stand in braces.
+        made: without this file there is no next step.
         said: how good what was made is, where that is known.
     """
 
@@ -31,6 +32,7 @@ class Command:
     defaults: Mapping[str, str] = field(default_factory=dict)
     short: Mapping[str, str] = field(default_factory=dict)
     then: str = ""
+    made: str = ""
     said: str = ""
 
 
@@ -54,6 +56,7 @@ COMMANDS = {
         {"source_dir": "SOURCE", "dataset_dir": "DATA"},
         main=("spacing", "size", "min_coverage", "min_lung_ml", "patient_from", "mapping_file", "dry_run"),
         then="look at {dataset_dir}/report.html, then   prdit train {dataset_dir} WEIGHTS",
+        made="{dataset_dir}/dataset.json",
     ),
     "train": Command(
         "data set -> weights: both stages, and a finer grid with --up 2",
