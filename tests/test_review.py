@@ -1,7 +1,9 @@
 """A reader study as a user runs it: blind, and scored to the numbers that were put in."""
 
 import json
+import os
 import re
+import shutil
 import stat
 
 import numpy as np
@@ -192,6 +194,18 @@ def test_the_common_grid_is_as_coarse_and_as_small_as_need_be():
     assert common_geometry(files, spacing=[4, 4, 5], field_of_view_mm=200) == ([50, 50, 40], [4, 4, 5])
     with pytest.raises(ValueError, match="finer than a is along z"):
         common_geometry(files, spacing=4)
+
+
+def test_names_of_files_need_not_be_text(folder, tmp_path):
+    shutil.copytree(folder / "real", tmp_path / "odd")
+    for number, path in enumerate(sorted((tmp_path / "odd").iterdir())):
+        path.rename(os.fsdecode(os.fsencode(tmp_path / "odd") + b"/p\xff%d.nii.gz" % number))
+    place, key = make_study(folder, "odd", real_dir=tmp_path / "odd", num_cases=2, readers=1)
+    answers = write_answers(tmp_path / "answers", key, lambda _, index, synthetic, case: answer(case, synthetic))
+    change_case(answers / "reader_1.json", 1, comment="half of \ud83d")
+    results, _ = score(answers, folder / "odd.key.json", tmp_path / "score")
+    assert any("p\\udcff" in volume["file"] for volume in results["cases"])
+    assert results["comments"][0]["comment"] == "half of ?"
 
 
 def test_a_small_volume_that_crops_all_others_is_named():

@@ -124,7 +124,8 @@ def read_answers(path: Path) -> ReaderAnswers:
     if not isinstance(content, dict) or not {"study", "reader", "cases"} <= content.keys():
         raise ValueError(f"{path} holds no answers of a reader; take it away, or name the files")
     try:
-        return ReaderAnswers.model_validate_json(json.dumps(content))  # as JSON, whose lists may be tuples
+        text = json.dumps(content, ensure_ascii=False).encode(errors="replace")  # half of an emoji is no text
+        return ReaderAnswers.model_validate_json(text)  # as JSON, whose lists may be tuples
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         raise ValueError(f"{path}: {_place(content, first['loc'])} is not valid: {first['msg']}") from None
@@ -137,7 +138,7 @@ def _place(content: Any, place: Sequence[Any]) -> str:
         content = content[part] if isinstance(part, int) or part in content else None
         named = isinstance(part, int) and isinstance(content, dict) and isinstance(content.get("case"), str)
         words.append(content["case"] if named else str(part))
-    return " ".join(words[1:] if words[0] == "cases" and len(words) > 1 else words)
+    return " ".join(words[1:] if words[:1] == ["cases"] and len(words) > 1 else words) or "its content"
 
 
 @dataclass(frozen=True)

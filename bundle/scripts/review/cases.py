@@ -67,7 +67,7 @@ class Steps:
         hu = hu.clip(*self.hu_window)
         if self.blur:
             hu = gaussian_filter(hu, self.blur, mode="nearest")
-        return np.rint(hu).astype(np.int16)
+        return np.rint(hu).clip(-32768, 32767).astype(np.int16)
 
     def load(self, item: dict[Any, Any]) -> MetaTensor:
         """(1, X, Y, Z) in HU, RAS, on the grid of its file; a phantom on the grid of the study."""

@@ -39,7 +39,7 @@ def reader_names(readers: Union[int, Sequence[str]]) -> list[str]:
     if isinstance(readers, int):
         return [f"reader_{number}" for number in range(1, readers + 1)]
     for index, name in enumerate(readers):
-        if not name or _UNSAFE.search(name) or len(name) > 60:
+        if not name.isprintable() or not name or _UNSAFE.search(name) or len(name) > 60:
             raise ValueError(f"readers: {name!r} cannot be the name of a folder; take letters, digits and spaces")
         if name.casefold() in [other.casefold() for other in readers[:index]]:
             raise ValueError(f"readers: two of them are called {name}; give each a name of their own")
@@ -133,7 +133,7 @@ class ReaderStudy:
         self.sets, with_trial = chosen(sets, num_cases, trial_case, seed)
         hash_volumes(self.sets)
         volumes: list[dict[str, Any]] = [
-            {"set": one.name, "file": one.label(index), "sha256": digest, "item": item}
+            {"set": one.name, "file": _encodable(one.label(index)), "sha256": digest, "item": item}
             for one in self.sets
             for index, (item, digest) in enumerate(zip(one.items, one.hashes))
         ]
@@ -253,10 +253,10 @@ class ReaderStudy:
         """What only the organiser may know."""
         return {
             "key_of_study": self.study,
-            "title": self.title,
+            "title": _encodable(self.title),
             "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "real": "phantoms" if self.sets[0].folder is None else "volumes of real_dir",
-            "folders": {one.name: str(one.folder) if one.folder else None for one in self.sets},
+            "folders": {one.name: _encodable(str(one.folder)) if one.folder else None for one in self.sets},
             "steps": self.steps.as_dict(),
             "window": self.window,
             "seed": self.seed,
@@ -287,6 +287,11 @@ class ReaderStudy:
 def key_path(output_dir: str, key_file: Optional[str]) -> Path:
     """Where the key is: beside the folder of the readers unless another file is given."""
     return Path(os.path.abspath(key_file if key_file is not None else f"{os.path.abspath(output_dir)}.key.json"))
+
+
+def _encodable(text: str) -> str:
+    """Names of files need not be UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _entry(name: str) -> dict[str, str]:
