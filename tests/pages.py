@@ -1,5 +1,9 @@
 """What the tests of pages do in a browser, as a hand on a mouse would."""
 
+import io
+
+import numpy as np
+from PIL import Image
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
@@ -21,7 +25,7 @@ def drawn(browser):
 
 
 def canvas(browser, plane, slot=0):
-    return browser.find_element(By.CSS_SELECTOR, f'.pane[data-plane="{plane}"][data-slot="{slot}"] canvas')
+    return browser.find_element(By.CSS_SELECTOR, f'.pane[data-plane="{plane}"][data-slot="{slot}"] .over')
 
 
 def label(browser, plane, name, slot=0):
@@ -78,18 +82,8 @@ def screen_of(browser, plane, index, slot=0):
 
 
 def white_box(browser, plane, slot=0):
-    """Size of a pane in pixels, and the first and last column and row of the white ones in it; the scale bar is grey."""
-    script = """
-        const canvas = arguments[0], { width, height } = canvas;
-        const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
-        const box = [width, -1, height, -1];
-        for (let y = 0; y < height; y++)
-            for (let x = 0; x < width; x++)
-                if (data[4 * (x + width * y)] > 240) {
-                    box[0] = Math.min(box[0], x);
-                    box[1] = Math.max(box[1], x);
-                    box[2] = Math.min(box[2], y);
-                    box[3] = Math.max(box[3], y);
-                }
-        return [width, height, ...box];"""
-    return browser.execute_script(script, canvas(browser, plane, slot))
+    """Size of a pane on the screen, and the first and last column and row of the white in it; bar and letters are darker."""
+    element = canvas(browser, plane, slot)
+    pane = np.asarray(Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB"))
+    rows, columns = np.nonzero(pane.min(axis=2) > 240)
+    return pane.shape[1], pane.shape[0], columns.min(), columns.max(), rows.min(), rows.max()

@@ -274,7 +274,7 @@ class Viewer {
   _buildPane(slot, plane) {
     const text = (where, content = "") => element("span", { className: `label ${where}`, textContent: content });
     const [left, right, top, bottom] = PLANES[plane].letters;
-    const canvas = element("canvas", {});
+    const canvas = element("canvas", { className: "over" });
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${plane} slice`);
     const pane = {
@@ -285,7 +285,7 @@ class Viewer {
       title: text("title", this.volumes.length > 1 ? this.names?.[slot] ?? "" : ""),
       reading: text("reading"),
       message: text("message"),
-      image: document.createElement("canvas"),
+      image: element("canvas", { className: "slice" }),
       key: "",
       width: 0,
       height: 0,
@@ -294,6 +294,7 @@ class Viewer {
     pane.root = element(
       "div",
       { className: `pane ${plane}` },
+      pane.image,
       canvas,
       pane.place,
       pane.title,
@@ -325,45 +326,58 @@ class Viewer {
 
   /** Sizes of all panes at once: asked for between changes of the page, each would cost a new layout. */
   _takeSizes() {
-    for (const pane of this.panes) [pane.width, pane.height] = [pane.canvas.clientWidth, pane.canvas.clientHeight];
+    for (const pane of this.panes) [pane.width, pane.height] = [pane.root.clientWidth, pane.root.clientHeight];
   }
 
   _draw(pane) {
     const volume = this.volumes[pane.slot];
-    const ratio = window.devicePixelRatio || 1;
     const { width, height } = pane;
-    const [pixelWidth, pixelHeight] = [Math.round(width * ratio), Math.round(height * ratio)];
-    if (pane.canvas.width !== pixelWidth || pane.canvas.height !== pixelHeight) {
-      pane.canvas.width = pixelWidth;
-      pane.canvas.height = pixelHeight;
-    }
-    const context = pane.canvas.getContext("2d", { alpha: false });
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.fillStyle = "#000";
-    context.fillRect(0, 0, pixelWidth, pixelHeight);
+    const isThere = Boolean(volume && width && height);
+    pane.root.classList.toggle("empty", !isThere);
     pane.place.textContent = pane.plane;
     pane.message.textContent = volume ? "" : this.messages?.[pane.slot] ?? "Loading…";
     pane.reading.textContent = "";
-    if (!volume || !width || !height) return;
+    if (!isThere) return;
     this._slice(pane, volume);
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
     const { across, down, axis } = PLANES[pane.plane];
     const [halfAcross, halfDown] = [across, down].map((one) => (volume.shape[one] * volume.spacing[one]) / 2);
     const [left, top] = this._toScreen(pane, halfAcross, halfDown);
     const [right, bottom] = this._toScreen(pane, -halfAcross, -halfDown);
-    context.imageSmoothingEnabled = true;
-    context.imageSmoothingQuality = "medium";
-    context.drawImage(pane.image, left, top, right - left, bottom - top);
+    const box = { left, top, width: right - left, height: bottom - top };
+    for (const name in box) pane.image.style[name] = `${box[name]}px`; // scaled by the browser, on the GPU where it can
     const outside = pane.index < 0 || pane.index >= volume.shape[axis];
     if (outside) pane.message.textContent = "outside of this volume";
     pane.place.textContent =
       `${pane.plane} ${outside ? "–" : volume.shape[axis] - pane.index}/${volume.shape[axis]}  ` +
       mmText(this.position[axis], axis) + (this.slabMm ? `  MIP ${this.slabMm} mm` : "");
-    if (this.showCross) this._drawCross(pane, context, width, height);
-    this._drawMeasures(pane, context);
-    this._drawMarks(pane, context, volume);
-    this._drawBar(pane, context, width, height);
+    this._drawOver(pane, volume);
     if (pane.pointer) this._tellValue(pane);
+  }
+
+  /** Crosshair, measures, marks and scale bar, where they are not as they were. */
+  _drawOver(pane, volume) {
+    const { across, down, axis } = PLANES[pane.plane];
+    const { width, height } = pane;
+    const cross = this.showCross && this._toScreen(pane, this.position[across], this.position[down]);
+    const measures = this.measures.filter(
+      ({ plane, slot, from }) => plane === pane.plane && slot === pane.slot && this._isShown(pane, from[axis]),
+    );
+    const marks = (this.options.marks?.() ?? [])
+      .map(({ index }, number) => ({ number, mm: this.mmOf(volume, index) }))
+      .filter(({ mm }) => this._isShown(pane, mm[axis]));
+    const ratio = window.devicePixelRatio || 1;
+    const ends = measures.map(({ from, to }) => [from, to]);
+    const key = JSON.stringify([width, height, ratio, this._scale(pane), this.views[pane.plane], cross, ends, marks]);
+    if (key === pane.overKey) return;
+    pane.overKey = key;
+    pane.canvas.width = Math.round(width * ratio); // clears it, too
+    pane.canvas.height = Math.round(height * ratio);
+    const context = pane.canvas.getContext("2d");
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    if (cross) this._drawCross(pane, context, cross);
+    for (const measure of measures) this._drawMeasure(pane, context, measure);
+    for (const mark of marks) this._drawMark(pane, context, mark);
+    this._drawBar(pane, context);
   }
 
   /** Brings the slice, or the maximum over the slab around it, into the pane's picture. */
@@ -423,9 +437,8 @@ class Viewer {
     return mm;
   }
 
-  _drawCross(pane, context, width, height) {
-    const { across, down } = PLANES[pane.plane];
-    const [x, y] = this._toScreen(pane, this.position[across], this.position[down]).map((one) => Math.round(one) + 0.5);
+  _drawCross({ width, height }, context, at) {
+    const [x, y] = at.map((one) => Math.round(one) + 0.5);
     const gap = 9; // what is in the middle stays visible
     context.strokeStyle = COLOURS.cross;
     context.lineWidth = 1;
@@ -446,21 +459,18 @@ class Viewer {
     return Math.abs(mm - this.position[axis]) <= half + 1e-6;
   }
 
-  _drawMeasures(pane, context) {
-    const { across, down, axis } = PLANES[pane.plane];
+  _drawMeasure(pane, context, { from, to }) {
+    const { across, down } = PLANES[pane.plane];
+    const ends = [from, to].map((mm) => this._toScreen(pane, mm[across], mm[down]));
     context.font = "13px system-ui, sans-serif";
-    for (const { plane, slot, from, to } of this.measures) {
-      if (plane !== pane.plane || slot !== pane.slot || !this._isShown(pane, from[axis])) continue;
-      const ends = [from, to].map((mm) => this._toScreen(pane, mm[across], mm[down]));
-      context.strokeStyle = context.fillStyle = COLOURS.measure;
-      context.lineWidth = 1.5;
-      context.beginPath();
-      context.moveTo(...ends[0]);
-      context.lineTo(...ends[1]);
-      context.stroke();
-      for (const [x, y] of ends) context.fillRect(x - 2, y - 2, 4, 4);
-      this._drawText(pane, context, `${distance(from, to).toFixed(1)} mm`, ends[1][0] + 8, ends[1][1] - 6);
-    }
+    context.strokeStyle = context.fillStyle = COLOURS.measure;
+    context.lineWidth = 1.5;
+    context.beginPath();
+    context.moveTo(...ends[0]);
+    context.lineTo(...ends[1]);
+    context.stroke();
+    for (const [x, y] of ends) context.fillRect(x - 2, y - 2, 4, 4);
+    this._drawText(pane, context, `${distance(from, to).toFixed(1)} mm`, ends[1][0] + 8, ends[1][1] - 6);
   }
 
   _drawText(pane, context, text, x, y) {
@@ -472,23 +482,20 @@ class Viewer {
     context.fillText(text, left, base);
   }
 
-  _drawMarks(pane, context, volume) {
-    const { across, down, axis } = PLANES[pane.plane];
-    (this.options.marks?.() ?? []).forEach(({ index }, number) => {
-      const mm = this.mmOf(volume, index);
-      if (!this._isShown(pane, mm[axis])) return;
-      const [x, y] = this._toScreen(pane, mm[across], mm[down]);
-      context.strokeStyle = context.fillStyle = COLOURS.mark;
-      context.lineWidth = 2;
-      context.beginPath();
-      context.arc(x, y, 11, 0, 2 * Math.PI);
-      context.stroke();
-      context.font = "bold 14px system-ui, sans-serif";
-      this._drawText(pane, context, String(number + 1), x + 13, y - 8);
-    });
+  _drawMark(pane, context, { number, mm }) {
+    const { across, down } = PLANES[pane.plane];
+    const [x, y] = this._toScreen(pane, mm[across], mm[down]);
+    context.strokeStyle = context.fillStyle = COLOURS.mark;
+    context.lineWidth = 2;
+    context.beginPath();
+    context.arc(x, y, 11, 0, 2 * Math.PI);
+    context.stroke();
+    context.font = "bold 14px system-ui, sans-serif";
+    this._drawText(pane, context, String(number + 1), x + 13, y - 8);
   }
 
-  _drawBar(pane, context, width, height) {
+  _drawBar(pane, context) {
+    const { width, height } = pane;
     const scale = this._scale(pane);
     const mm = BAR_MM.filter((one) => one * scale < width / 4).pop();
     if (!mm) return;
