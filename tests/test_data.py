@@ -3,12 +3,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 import torch
 from bundle_runs import config_files
+from dicom_series import write_series
 from monai.bundle import ConfigParser
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.spatial.transform import Rotation
 
 from scripts.data import LoadCTd, ToGridd, cache_count, chest_phantom, ct_datalist, grid_affine
@@ -35,32 +34,6 @@ def centres(volume):
     """World coordinates (3, X, Y, Z) of the voxel centres, in RAS mm."""
     affine = np.asarray(volume.affine, float)
     return np.einsum("ij,jxyz->ixyz", affine[:3, :3], np.indices(volume.shape[1:])) + affine[:3, 3, None, None, None]
-
-
-def write_series(folder, array, date=None, origin=(-10.0, -20.0, -5.0)):
-    """Writes (slice, row, column) HU as an axial DICOM series of 1.5 x 2 x 3 mm."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{folder.name}{date}{len(array)}"
-    for i, pixels in enumerate(array):
-        meta = pydicom.dataset.FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[name, str(i)])
-        item = pydicom.Dataset()
-        item.file_meta = meta
-        item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        item.StudyInstanceUID = generate_uid(entropy_srcs=["study"])
-        item.SeriesInstanceUID = generate_uid(entropy_srcs=[name])
-        item.Modality, item.PatientID, item.InstanceNumber = "CT", "phantom", i + 1
-        if date is not None:
-            item.SeriesDate = date
-        item.ImagePositionPatient = [origin[0], origin[1], origin[2] + 3.0 * i]
-        item.ImageOrientationPatient, item.PixelSpacing, item.SliceThickness = [1, 0, 0, 0, 1, 0], [2.0, 1.5], 3.0
-        item.Rows, item.Columns = pixels.shape
-        item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
-        item.BitsAllocated, item.BitsStored, item.HighBit, item.PixelRepresentation = 16, 16, 15, 1
-        item.RescaleIntercept, item.RescaleSlope = -1024, 1
-        item.PixelData = (pixels + 1024).astype("<i2").tobytes()
-        item.save_as(folder / f"{name}_{i:03d}", enforce_file_format=True)
 
 
 # lists
@@ -109,8 +82,8 @@ def test_single_volume_is_trained_and_validated_on(tmp_path, write_nifti):
 def test_dicom_series_is_one_volume(tmp_path, date):
     """Slices count along the patient's feet to head; columns run to the left and rows to the back in DICOM."""
     array = ct(10, 6, 8)
-    write_series(tmp_path / "patient" / "scan", array, date)
-    write_series(tmp_path / "patient" / "scout", array[:2], date)
+    for name, slices in (("scan", array), ("scout", array[:2])):
+        write_series(tmp_path / "patient" / name, slices, name, SeriesDate=date)
     (item,) = ct_datalist(tmp_path)["training"]
     volume = load(item)
     assert np.array_equal(volume[0], array.transpose(2, 1, 0)[::-1, ::-1])
@@ -121,8 +94,8 @@ def test_dicom_series_is_one_volume(tmp_path, date):
 @pytest.mark.parametrize("dates", [(None, None), ("20200131", "20210131"), ("20200131", "20200131")])
 def test_two_series_in_one_folder_are_two_volumes(tmp_path, dates):
     arrays = [ct(10, 6, 8, seed=1), ct(12, 6, 8, seed=2)]
-    for array, date in zip(arrays, dates):
-        write_series(tmp_path / "scan", array, date)
+    for name, array, date in zip("ab", arrays, dates):
+        write_series(tmp_path / "scan", array, name, StudyInstanceUID="1.2.3", SeriesDate=date)
     items = [item for section in ct_datalist(tmp_path).values() for item in section]
     volumes = sorted((load(item)[0].numpy() for item in items), key=lambda volume: volume.shape[2])
     assert [volume.shape[2] for volume in volumes] == [10, 12]
@@ -292,6 +265,23 @@ def test_a_turned_scan_is_set_upright(write_nifti, degrees):
     np.testing.assert_allclose(pooled[0], expected, atol=1.0)
     np.testing.assert_allclose(pooled.affine[:3, :3], 3 * np.eye(3), atol=1e-6)
     assert np.abs(centres(pooled).mean((1, 2, 3)) - middle).max() <= 1.5
+
+
+@pytest.mark.parametrize("degrees", [18.0, -25.0])
+def test_a_tilted_gantry_in_a_plain_folder_is_set_upright(tmp_path, degrees):
+    """The table moves along z, the slices lean: HU stay where they are in the world."""
+    slope, angle = np.array([12.0, -9.0, 7.0]), np.radians(degrees)
+    right, down, step = (1.0, 0, 0), (0, np.cos(angle), -np.sin(angle)), (0, 0, 1.5)
+    z, y, x = np.indices((40, 50, 60))[..., None]
+    lps = z * step + y * np.multiply(1.0, down) + x * np.multiply(1.0, right)
+    middle = lps.reshape(-1, 3).mean(axis=0)
+    hu = -100 + (lps - middle) * (-1, -1, 1) @ slope
+    write_series(tmp_path, hu, origin=(0, 0, 0), orientation=(*right, *down), spacing=(1.0, 1.0), step=step)
+    (item,) = ct_datalist(tmp_path)["training"]
+    pooled = to_grid(item, field_of_view_mm=16.0)
+    expected = -100 + np.einsum("i,ixyz->xyz", slope, centres(pooled) - (middle * (-1, -1, 1))[:, None, None, None])
+    np.testing.assert_allclose(pooled[0], expected, atol=1.0)
+    np.testing.assert_allclose(pooled.affine[:3, :3], 2 * np.eye(3), atol=1e-6)
 
 
 def test_volumes_clipped_to_the_window_of_the_run_are_hu(write_nifti, one_line):

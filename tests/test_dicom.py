@@ -26,6 +26,7 @@ from pydicom.uid import CTImageStorage, HTJ2KLossless, ImplicitVRLittleEndian, R
 
 from scripts.data.dicom import LeftOut, Refused, Series, is_dicom, read_series, read_slices
 from scripts.data.dicom.headers import keep_pydicom_quiet
+from scripts.data.dicom.opened import OpenedDicom
 from scripts.data.sources import find_sources
 
 
@@ -126,10 +127,12 @@ def test_jpeg_extended_of_12_bits(tmp_path, sign):
     assert np.abs(read_series(only(series_in(paths))) - volume).max() < 10
 
 
-def test_multi_frame_file(tmp_path):
-    volume = ct(9, 6, 8)
+def test_multi_frame_file(tmp_path, monkeypatch):
+    """It is decoded once, not once a frame."""
+    volume, reads, dcmread = ct(9, 6, 8), [], pydicom.dcmread
     series = only(series_in([write_enhanced(tmp_path / "e", volume, order=[3, 0, 8, 1, 2, 7, 6, 4, 5])]))
-    assert np.array_equal(read_series(series), volume)
+    monkeypatch.setattr(pydicom, "dcmread", lambda *args, **more: reads.append(args) or dcmread(*args, **more))
+    assert np.array_equal(read_series(series), volume) and len(reads) == 1
     assert series.affine[2].tolist() == [3, 0, 0, -5]
 
 
@@ -336,6 +339,13 @@ def test_padding_range_becomes_air(tmp_path):
     assert np.array_equal(read_series(only(series_in(paths))), expected)
 
 
+def test_bits_above_those_that_are_stored_are_refused(tmp_path):
+    """ACR-NEMA kept 12 bits in the upper ones of 16; decoders read the lower ones, which look like HU."""
+    paths = write_series(tmp_path, ct(9, 4, 4), PixelRepresentation=0, BitsStored=12, HighBit=15)
+    with pytest.raises(ValueError, match="HighBit 15 and BitsStored 12 contradict"):
+        read_series(only(series_in(paths)))
+
+
 def test_series_of_derived_images_are_warned_of(tmp_path):
     for kind, count in (("ORIGINAL", 0), ("DERIVED", 1)):
         paths = write_series(tmp_path / kind, ct(8, 4, 4), ImageType=[kind, "SECONDARY", "REFORMATTED"])
@@ -407,6 +417,42 @@ def test_broken_files_are_refused(tmp_path, content):
     with pytest.raises(ValueError) as raised:
         read_slices(path)
     assert "\n" not in str(raised.value) and not isinstance(raised.value, LeftOut)
+
+
+@pytest.mark.parametrize("where", ["everywhere", "behind the preamble", "in a sequence", "behind the pixels"])
+def test_stretches_of_zeros_take_no_time(tmp_path, monkeypatch, where):
+    """Downloads reserve their place on the disk; pydicom would see an element in each 8 zeros."""
+    path, zeros = write_series(tmp_path, ct(8, 4, 4))[0], bytes(80_000)
+    content = path.read_bytes()
+    at = content.index(b"\x08\0\x16\0UI")  # SOPClassUID
+    sequence = b"\x08\0\x06\0SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\0\xe0\xff\xff\xff\xff"
+    path.write_bytes(
+        {
+            "everywhere": zeros,
+            "behind the preamble": content[:132] + zeros,
+            "in a sequence": content[:at] + sequence + zeros,
+            "behind the pixels": content + zeros,
+        }[where]
+    )
+    path = path.rename(path.with_suffix(".dcm"))
+    reads = count_reads(monkeypatch)
+    if where == "behind the pixels":
+        assert np.array_equal(read_series(only(series_in(tmp_path.iterdir()))), ct(8, 4, 4))
+    else:
+        with pytest.raises(ValueError, match="not readable as DICOM"):
+            read_slices(path)
+    assert len(reads) < 8000  # a hundred for each of the other files
+
+
+def count_reads(monkeypatch):
+    reads, read = [], OpenedDicom.read
+
+    def counted(self, *size):
+        reads.append(size)
+        return read(self, *size)
+
+    monkeypatch.setattr(OpenedDicom, "read", counted)
+    return reads
 
 
 def test_axial_is_what_it_says():

@@ -154,6 +154,24 @@ def test_patients_with_the_same_uids_never_share_a_volume(tmp_path, tell, shift)
     assert same(series_in(sorted(tmp_path.rglob("part*"))), volumes)
 
 
+@pytest.mark.parametrize("every", [2, 3, 9])
+def test_one_scan_that_names_two_patients_is_refused(tmp_path, every):
+    """As when ids were corrected in a part of the files: no share of the slices is taken for the whole."""
+    paths = write_part(tmp_path, ct(30, 4, 4), 0)
+    tag_slices(paths[::every], "PatientID", ["ID-42"] * 30)
+    assert reason(series_in(paths)) == "its slices are one scan, but name 2 patients"
+    assert reason(series_in(paths[:20] + paths[21:])) == "its slices are one scan, but name 2 patients"
+
+
+def test_slices_that_name_no_patient_belong_to_the_others(tmp_path):
+    volume = ct(20, 4, 4)
+    paths = write_part(tmp_path, volume, 0)
+    tag_slices(paths[::3], "PatientID", [""] * 20)
+    assert only(series_in(paths)).slices[0].patient == "ID-0042"
+    tag_slices(paths, "PatientID", [""] * 20)
+    assert only(series_in(paths)).slices[0].patient == uid("study")
+
+
 # tolerance
 
 

@@ -11,6 +11,7 @@ from ingest import SIDE_MM, volumes_of, world, write_chest
 from monai.data import MetaTensor
 
 from scripts.data import chest_phantom, ct_datalist, grid_affine
+from scripts.data.hounsfield import blank_warning
 from scripts.data.preparation import Preparation, resample
 from scripts.data.pseudonyms import Pseudonym
 from scripts.data.sources import find_sources
@@ -161,6 +162,23 @@ def test_derived_and_too_dense_series_are_warned_of(prepare, tmp_path, chest):
     assert status == 0 and record["status"] == "accepted"
     for words in ("ImageType says DERIVED", f"{9 / 32**2:.1%} of the voxels are above 3071 HU"):
         assert any(words in warning for warning in record["warnings"])
+
+
+@pytest.mark.parametrize("z_axis", [0, 1, 2])
+def test_planes_of_one_value_are_warned_of(chest, z_axis):
+    """A download whose end is zeros; slices that were left empty; not the air around."""
+    volume = torch.from_numpy(np.rint(chest[:, :30, :24]))[None]
+    volume = volume.movedim(3, 1 + z_axis)
+    inner = [slice(None)] * 4
+    assert blank_warning(volume, z_axis) is None
+    inner[1 + z_axis] = slice(0, 2)
+    volume[tuple(inner)] = -1000
+    assert blank_warning(volume, z_axis) is None
+    inner[1 + z_axis] = slice(5, 8)
+    volume[tuple(inner)] = -1024
+    assert f"3 of {volume.shape[1 + z_axis]} planes hold one value each, like -1024 HU" in blank_warning(volume, z_axis)
+    volume[:, 20:] = 0
+    assert "planes hold one value each" in blank_warning(volume, z_axis)
 
 
 # privacy, splits, lists

@@ -91,6 +91,13 @@ def test_what_is_not_read_is_counted_by_kind(tmp_path):
     assert left_out(tmp_path) == {archive: 3, "no CT format": 2, raw: 1, "label map": 2}
 
 
+def test_pointers_of_git_lfs_are_called_so(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    touch(tmp_path, "a.nii.gz", "b.dcm", "c.mha", content=pointer)
+    sources = find_sources(tmp_path).sources
+    assert len(sources) == 3 and all("git lfs pull" in source.reason for source in sources)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_lists_as_editors_save_them(tmp_path, encoding):
     touch(tmp_path, "dcm 1/a.nii.gz", "ü.nii.gz", "c.nii.gz")

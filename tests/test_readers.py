@@ -89,6 +89,9 @@ def test_nifti_is_where_its_coded_forms_say(tmp_path, content, affine, warning):
         (nifti_bytes(VOLUME + 1j, AFFINE, dtype=np.complex64), "complex"),
         (nifti_bytes(np.zeros((4, 4, 4)), AFFINE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), "no single numbers"),
         (nifti_bytes(VOLUME, AFFINE, change=lambda c: put(c, 70, "h", 1234)), "cannot be read"),
+        (nifti_bytes(VOLUME, AFFINE, change=lambda c: put(c, 108, "f", 0)), "vox_offset 0"),
+        (nifti_bytes(VOLUME, AFFINE, change=lambda c: put(c, 108, "f", 348)), "vox_offset 348"),
+        (nifti_bytes(VOLUME, AFFINE, change=lambda c: put(c, 108, "f", np.nan)), "vox_offset nan"),
         (nifti_bytes(VOLUME, AFFINE)[:-100], "cannot be read"),
         (nifti_bytes(VOLUME, AFFINE, change=lambda c: put(c, 344, "4s", b"\0")), "Analyze"),
         (b"hello" * 200, "does not start like a NIfTI"),
@@ -164,6 +167,26 @@ def test_nrrd_in_all_spaces_of_a_patient(tmp_path, space):
     check(write(tmp_path / "a.nrrd", header_nrrd(VOLUME.shape, AFFINE, space) + raw(VOLUME)))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int64", "float32"])
+def test_types_of_metaimage_and_nrrd(tmp_path, dtype):
+    names = {"int8": "MET_CHAR", "uint16": "MET_USHORT", "int64": "MET_LONG_LONG", "float32": "MET_FLOAT"}
+    volume = VOLUME % 100
+    content = volume.astype(dtype).tobytes(order="F")
+    check(
+        write(tmp_path / "a.mha", header_mha(VOLUME.shape, AFFINE, ElementType=names[dtype]) + content), volume=volume
+    )
+    name = {"int64": "longlong", "float32": "float"}.get(dtype, dtype)
+    check(write(tmp_path / "a.nrrd", header_nrrd(VOLUME.shape, AFFINE, type=name) + content), volume=volume)
+
+
+def test_nrrd_with_a_list_of_one_number_a_voxel(tmp_path):
+    """As 3D Slicer keeps sequences."""
+    directions = header_nrrd(VOLUME.shape, AFFINE).decode().split("space directions: ")[1].split("\n")[0]
+    more = {"dimension": "4", "sizes": "1 12 10 8", "space_directions": f"none {directions}"}
+    header = header_nrrd(VOLUME.shape, AFFINE, kinds="list domain domain domain", **more)
+    check(write(tmp_path / "a.nrrd", header + raw(VOLUME)))
+
+
 @pytest.mark.parametrize(("unit", "factor"), [("um", 1e3), ("m", 1e-3), ("mm", 1), ("cm", 0.1)])
 def test_units_of_length(tmp_path, unit, factor):
     """ITK ignores them."""
@@ -186,6 +209,10 @@ def test_units_of_length(tmp_path, unit, factor):
         ("a.nrrd", header_nrrd(VOLUME.shape, AFFINE, sizes="12 10 9"), "cannot be read"),
         ("a.nrrd", b"hello", "orientation is not known"),
         ("a.mha", header_mha(VOLUME.shape, AFFINE, TransformMatrix=None), "orientation is not known"),
+        ("a.mha", header_mha(VOLUME.shape, AFFINE, NDims="-3"), "number of axes"),  # ITK ends the process
+        ("a.mha", header_mha(VOLUME.shape, AFFINE, NDims="93"), "number of axes"),
+        ("a.mha", header_mha(VOLUME.shape, AFFINE, ElementSpacing=None), "neither ElementSpacing nor ElementSize"),
+        ("a.mha", header_mha(VOLUME.shape, AFFINE, TransformMatrix="1 0 0 0 1 0 0 0 2"), "not of length 1"),
         ("a.mha", header_mha(VOLUME.shape, AFFINE, DistanceUnits="inch"), "unit of length"),
         ("a.mha", header_mha(VOLUME.shape, AFFINE, ElementNumberOfChannels="3"), "3 numbers each"),
         ("a.mha", header_mha(VOLUME.shape, AFFINE, ElementSpacing="400 500 600"), "more than a body's"),

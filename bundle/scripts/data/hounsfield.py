@@ -15,6 +15,8 @@ _MAX_ABOVE = 0.005  # share of the voxels
 _AIR_AND_LUNG = (-1100.0, -600.0)
 _SOFT_TISSUE = (-150.0, 150.0)
 _MIN_AIR, _MIN_TISSUE = 0.005, 0.02  # shares of the voxels
+_MOST_AIR = -900.0
+_THINNED = 8  # pixels: enough to see that a plane is not blank
 _MAX_SAMPLES = 4_000_000
 _LARGEST_LABEL = 255
 _LABELS_ALIKE = 0.9  # share of the voxels
@@ -63,6 +65,33 @@ def dense_warning(volume: Tensor) -> Optional[str]:
     return (
         f"{share:.1%} of the voxels are above {HIGHEST_HU:.0f} HU: metal, or padding?" if share > _MAX_ABOVE else None
     )
+
+
+def blank_warning(volume: Tensor, z_axis: int) -> Optional[str]:
+    """What to say of planes with one value alone: a download that was not finished, slices that a program left empty.
+
+    Air beside the patient may be so, but not between slices of the patient.
+
+    Args:
+        volume: (1, X, Y, Z) of any orientation.
+        z_axis: 0 to 2, the one from the feet to the head.
+    """
+    for axis in range(3):
+        planes = volume[0].movedim(axis, 0)
+        few = planes[:, ::_THINNED, ::_THINNED]
+        blank = few.amin((1, 2)) == few.amax((1, 2))
+        for index in blank.nonzero()[:, 0].tolist():
+            blank[index] = bool((planes[index] == planes[index, 0, 0]).all())
+        values, full = planes[:, 0, 0], (~blank).nonzero()[:, 0]
+        if not len(full):
+            continue
+        odd = blank & (values > _MOST_AIR)
+        if axis == z_axis:
+            odd[full[0] : full[-1]] |= blank[full[0] : full[-1]]
+        if odd.any():
+            found = f"{int(odd.sum())} of {len(odd)} planes hold one value each, like {float(values[odd][0]):g} HU"
+            return f"{found}: is the file whole?"
+    return None
 
 
 def check_hu(volume: Tensor, name: str, hu_window: Sequence[float] = (AIR_HU, -AIR_HU)) -> None:

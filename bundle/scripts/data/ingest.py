@@ -246,7 +246,7 @@ def _finish(
     """Writes dataset.json, report.csv and report.html; gives what is to be known about the whole."""
     lists = split_by_patient(records, {pseudonym.patient(source): source.patient for source in findings.sources})
     patients = {record["volume"]: record["patient"] for record in records}
-    notes = _patient_notes(lists, patients)
+    notes = _patient_notes(lists, patients) + _copy_notes(records)
     content = {
         "description": "CT volumes prepared for PRDiT",
         "modality": {"0": "CT"},
@@ -279,6 +279,17 @@ def _patient_notes(lists: dict[str, list[str]], patients: dict[str, str]) -> lis
     if largest > max(2, total / 2):
         return [f"{largest} of {total} volumes have one patient id; {advice}"]
     return []
+
+
+def _copy_notes(records: Sequence[dict[str, Any]]) -> list[str]:
+    """A warning about scans that are there twice under other names, and may so be in both lists."""
+    alike: dict[str, list[str]] = {}
+    for record in records:
+        if record["status"] == "accepted":
+            alike.setdefault(json.dumps([record["histogram"], record["original_shape"]]), []).append(record["volume"])
+    copies = [name for names in alike.values() for name in names[1:]]
+    listed = ", ".join(copies[:3]) + (" and more" if len(copies) > 3 else "")
+    return [f"{len(copies)} volumes have the values of others, copies of one scan? {listed}"] if copies else []
 
 
 def _tell(findings: Findings) -> None:

@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Iterator
+from typing import Any, Iterator
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from .geometry import one_volume, require_plausible
 META_SUFFIXES, NRRD_SUFFIXES = (".mha", ".mhd"), (".nrrd", ".nhdr")
 _HEADER_BYTES = 1 << 20  # at most
 _NRRD_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
+_MOST_AXES = 10  # of MetaIO's arrays: with more of them it ends the process
+_ROUNDING = 1e-2  # of directions' lengths
 _UNIT_MM = {"": 1.0, "?": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "meter": 1000.0, "um": 0.001}
 
 
@@ -40,13 +42,25 @@ def read_itk(path: PathLike) -> tuple[np.ndarray, np.ndarray]:
         shape = one_volume([header.GetDimensions(axis) for axis in range(header.GetNumberOfDimensions())])
         lps = np.eye(4)
         for axis in range(3):
-            lps[:3, axis] = np.multiply(header.GetDirection(axis)[:3], header.GetSpacing(axis))
+            direction = np.array(header.GetDirection(axis)[:3])
+            if abs(np.linalg.norm(direction) - 1) > _ROUNDING:
+                raise ValueError("its voxel size is not known: TransformMatrix has directions that are not of length 1")
+            lps[:3, axis] = direction * header.GetSpacing(axis)
             lps[axis, 3] = header.GetOrigin(axis)
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
         affine[:3] *= unit_mm
         require_plausible(shape, affine)
-        stored = itk.array_view_from_image(itk.imread(name))
+        stored = itk.array_view_from_image(itk.imread(name, None if _has_image_type(header) else itk.F))
     return stored.T.reshape(shape, order="F"), affine
+
+
+def _has_image_type(header: Any) -> bool:
+    """Whether ITK's wheels have an image of such voxels. Where they have none, it looks for one for half a minute."""
+    kinds = ("unsigned_char", "short", "unsigned_short", "int", "unsigned_int", "float", "double")
+    import itk
+
+    is_scalar = header.GetPixelType() == itk.CommonEnums.IOPixel_SCALAR
+    return is_scalar and header.GetComponentTypeAsString(header.GetComponentType()) in kinds
 
 
 @contextmanager
@@ -78,7 +92,12 @@ def _stated_unit(path: Path) -> float:
         head = re.split(rb"(?i)ElementDataFile", head, maxsplit=1)[0]
         fields = _fields(head, rb"^[ \t]*(\w+)[ \t]*=[ \t]*([^\r\n]*)")
         stated = bool({"transformmatrix", "rotation", "orientation"} & fields.keys())
+        axes = fields.get("ndims", "")
+        if not (axes.isdecimal() and int(axes) <= _MOST_AXES):
+            raise ValueError("its header has no possible number of axes (NDims)")
         what, units = "TransformMatrix", {fields.get("distanceunits", "")}
+        if not {"elementspacing", "elementsize"} & fields.keys():
+            raise ValueError("its voxel size is not known: its header has neither ElementSpacing nor ElementSize")
     if not stated:
         raise ValueError(f"its orientation is not known: its header does not say how the patient lies ({what})")
     unit = units.pop().strip().lower() if len(units) == 1 else ""

@@ -44,6 +44,9 @@ def read_nifti(path: PathLike) -> tuple[np.ndarray, np.ndarray, list[str]]:
     shape = one_volume(header.get_data_shape())
     affine, warnings = _geometry(header, shape)
     require_plausible(shape, affine)
+    offset, least = float(header["vox_offset"]), header.single_vox_offset if kinds is _SINGLES else 0
+    if not offset >= least:
+        raise ValueError(f"cannot be read: its voxels start within its header (vox_offset {offset:g}); export it again")
     return _values(str(files["image"].filename), header).reshape(shape, order="F"), affine, warnings
 
 

@@ -14,11 +14,12 @@ from monai.transforms import SpatialResample
 from .anatomy import body_mask, box_centre, lung_mask, lung_tissue
 from .dicom import LeftOut
 from .geometry import extent, require_plausible
-from .hounsfield import AIR_HU, LOWEST_HU, dense_warning, hu_problem, is_label_map
+from .hounsfield import AIR_HU, LOWEST_HU, blank_warning, dense_warning, hu_problem, is_label_map
 from .intensity import HU, PAPER_COMPAT
 
 CENTERS = ("lungs", "body", "volume")
 _COARSE_MM = 4.0  # voxels in which body and lungs are looked for
+_SLAB = 32  # slices that are resampled at a time
 FIELD_OF_VIEW_MM = 320.0  # holds an adult chest; that of the training by default
 _LITTLE_LUNG_ML = 1000.0
 _BODY_WIDTH_MM = (150.0, 650.0)
@@ -41,13 +42,29 @@ def resample(volume: MetaTensor, affine: np.ndarray, size: Sequence[int]) -> tor
     source = np.asarray(volume.affine, float)
     factors = _whole_factors(source, affine, volume.shape[1:])
     cropped, source = _crop(volume.as_tensor(), source, extent(size, affine), factors)
-    pooled = F.avg_pool3d(cropped.float().clamp_(min=LOWEST_HU)[None], factors)[0]
+    pooled = cropped.float().clamp_(min=LOWEST_HU)
+    if max(factors) > 1:
+        pooled = F.avg_pool3d(pooled[None], factors)[0]
     source = source @ _pooling(factors)
-    to_grid = {"dst_affine": torch.from_numpy(affine), "spatial_size": list(size)}
-    hu = SpatialResample("bilinear", "border", dtype=torch.float32)(MetaTensor(pooled, affine=source), **to_grid)
-    scanned = torch.ones(1, 1, 1, 1).expand_as(pooled)
-    inside = SpatialResample("nearest", "zeros", dtype=torch.float32)(MetaTensor(scanned, affine=source), **to_grid)
-    return hu.as_tensor().masked_fill_(inside.as_tensor() < 0.5, AIR_HU)
+    hu = torch.empty(1, *size)
+    for start in range(0, size[2], _SLAB):  # the places of all voxels at once would be larger than the scan
+        part, slab = affine.copy(), hu[..., start : start + _SLAB]
+        part[:3, 3] += start * affine[:3, 2]
+        to_grid = {"dst_affine": torch.from_numpy(part), "spatial_size": list(slab.shape[1:])}
+        found = SpatialResample("bilinear", "border", dtype=torch.float32)(MetaTensor(pooled, affine=source), **to_grid)
+        outside = _outside(pooled.shape[1:], np.linalg.inv(source) @ part, slab.shape[1:])
+        slab.copy_(found.as_tensor().masked_fill_(outside, AIR_HU))
+    return hu
+
+
+def _outside(shape: Sequence[int], to_source: np.ndarray, size: Sequence[int]) -> torch.Tensor:
+    """Which voxels of a grid of some size lie outside of a volume; (4, 4) leads to its voxels."""
+    x, y, z = (torch.arange(side, dtype=torch.float64) for side in size)
+    outside = torch.zeros(*size, dtype=torch.bool)
+    for row, side in zip(to_source.tolist(), shape):
+        place = row[0] * x[:, None, None] + row[1] * y[:, None] + row[2] * z + row[3]
+        outside |= (place < -0.5) | (place > side - 0.5)
+    return outside
 
 
 def _crop(
@@ -147,7 +164,9 @@ class Preparation:
         if problem is not None:
             raise ValueError(problem)
         facts, centre = self._look(volume)
-        facts["warnings"] += filter(None, [dense_warning(volume.as_tensor())])
+        axes = nib.io_orientation(np.asarray(volume.affine, float))[:, 0].tolist()
+        told = [dense_warning(volume.as_tensor()), blank_warning(volume.as_tensor(), axes.index(2))]
+        facts["warnings"] += filter(None, told)
         affine = ras_affine(centre.tolist(), self.size, self.spacing)
         facts["coverage"] = self._coverage(volume, affine)
         hu = resample(volume, affine, self.size)[0].numpy()

@@ -19,6 +19,7 @@ from .reasons import reason_of
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 _LABEL_FOLDERS = {"labelstr", "labelsts", "labelsval", "segmentations"}  # of nnU-Net and TotalSegmentator
+_LFS = b"version https://git-lfs"
 Mapper = Callable[[Callable[[str], "Inspected"], Sequence[str]], Iterable["Inspected"]]
 
 
@@ -72,10 +73,12 @@ def inspect_file(path: str) -> Inspected:
         if os.path.getsize(path) == 0:
             return Inspected(path, reason="the file is empty")
         with open(path, "rb") as file:
-            start = file.read(4)
+            start = file.read(len(_LFS))
+        if start == _LFS:
+            return Inspected(path, reason="a pointer of Git LFS instead of the file: fetch it with git lfs pull")
         if name.endswith(DATA_SUFFIXES):
             return Inspected(path, reason="raw data without a header", left_out=True)
-        if name.endswith(".hdr") and 348 not in (int.from_bytes(start, "little"), int.from_bytes(start, "big")):
+        if name.endswith(".hdr") and 348 not in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")):
             return Inspected(path, reason="no CT format", left_out=True)  # other programs call their files so too
         if name.endswith(VOLUME_SUFFIXES):
             return Inspected(path, is_volume=True)

@@ -11,6 +11,7 @@ from pydicom.encaps import generate_frames
 from pydicom.tag import Tag
 
 from .headers import Slice
+from .opened import OpenedDicom
 
 _TAGS = [Tag(name) for name in ("PixelData", "NumberOfFrames", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
 _SAMPLES = 3  # compared to learn whether equal instances are copies
@@ -50,7 +51,8 @@ class Contents:
 
 def _fingerprints(path: str) -> list[bytes]:
     try:
-        item = pydicom.dcmread(path, specific_tags=_TAGS, force=True)
+        with OpenedDicom(path) as file:
+            item = pydicom.dcmread(file, specific_tags=_TAGS, force=True)
         return [hashlib.blake2b(frame, digest_size=16).digest() for frame in _stored_frames(item)]
     except Exception:  # damaged: each damage has its own error in pydicom
         return []

@@ -19,6 +19,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from ...errors import is_bad_input
 from .kinds import LeftOut, is_derived, require_ct
+from .opened import OpenedDicom
 
 
 def keep_pydicom_quiet() -> None:
@@ -80,7 +81,7 @@ class Slice:
     path: str
     frame: int
     instance: str
-    patient: str
+    patient: str  # '' where an anonymizer removed it
     study: str
     series: str
     marks: tuple[str, ...]  # of the acquisition, see _MARKS
@@ -133,7 +134,7 @@ def read_slices(path: Union[str, Path]) -> list[Slice]:
         OSError: when it cannot be opened.
     """
     folder = str(Path(path).parent)
-    with open(path, "rb") as file:
+    with OpenedDicom(path) as file:
         item = _read_header(file)
     if item is None:
         raise Refused("not readable as DICOM: empty, truncated or another format", "", "", folder)
@@ -146,7 +147,7 @@ def read_slices(path: Union[str, Path]) -> list[Slice]:
         grey = head.text("PhotometricInterpretation") in ("", "MONOCHROME1", "MONOCHROME2")
         if not grey or (head.whole("SamplesPerPixel") or 1) > 1:
             raise ValueError("colour images, no HU")
-        owner = (str(path), head.text("SOPInstanceUID") or str(path), patient, study, series)
+        owner = (str(path), head.text("SOPInstanceUID") or str(path), head.text("PatientID"), study, series)
         return [_slice(owner, frame, tags, _transfer_syntax(item)) for frame, tags in enumerate(_frames(item))]
     except LeftOut:
         raise

@@ -15,6 +15,7 @@ from scipy import ndimage
 from ..hounsfield import HIGHEST_HU, LOWEST_HU
 from .geometry import Series
 from .headers import Slice
+from .opened import OpenedDicom
 
 
 def read_series(series: Series) -> np.ndarray:
@@ -49,7 +50,9 @@ def _decode(path: str, members: Sequence[Slice]) -> tuple[list[int], list[np.nda
     syntax = UID(members[0].syntax)
     _require_decoder(syntax)
     try:
-        item = pydicom.dcmread(path, force=True)
+        with OpenedDicom(path) as file:
+            item = pydicom.dcmread(file, force=True)
+        shifted = int(item.get("HighBit") or 0) >= int(item.get("BitsStored") or 16)
         item.file_meta.TransferSyntaxUID = syntax  # old archives have none
         if syntax == JPEGExtended12Bit and item.BitsStored > 8:
             frames = _decode_extended(path, item, members)
@@ -58,6 +61,8 @@ def _decode(path: str, members: Sequence[Slice]) -> tuple[list[int], list[np.nda
         limits = _padding_limits(item)
     except Exception:  # each decoder raises its own kind
         raise ValueError(f"pixel data cannot be decoded: {_damage(syntax)}") from None
+    if shifted:  # pydicom, as all others, does not look at it
+        raise ValueError(f"HighBit {item.HighBit} and BitsStored {item.BitsStored} contradict each other")
     if any(frame.shape != member.shape for frame, member in zip(frames, members)):
         raise ValueError("pixel data cannot be decoded: their size is not that of Rows and Columns")
     return limits, frames

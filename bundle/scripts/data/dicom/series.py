@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Optional, Sequence, Union
 
@@ -43,14 +43,36 @@ def assemble(slices: Iterable[Slice], min_slices: int = MIN_SLICES) -> list[Resu
     """
     every_series = defaultdict(list)
     for item in sorted(slices, key=lambda item: (item.path, item.frame)):
-        every_series[item.patient, item.study, item.series].append(item)
+        every_series[item.study, item.series].append(item)
     contents = Contents()
-    return [
-        result
-        for of_one_uid in every_series.values()
-        for series in _by_folder_if_uids_repeat(of_one_uid)
-        for result in _assemble_series(series, min_slices, contents)
-    ]
+    results: list[Result] = []
+    for of_one_uid in every_series.values():
+        patients = _by_patient(of_one_uid)
+        if len(patients) > 1 and _is_one_scan(patients, min_slices, contents):
+            whole = tuple(item for slices in patients for item in slices)
+            results.append(BadSeries(whole, f"its slices are one scan, but name {len(patients)} patients"))
+            continue
+        for of_one_patient in patients:
+            for series in _by_folder_if_uids_repeat(of_one_patient):
+                results += _assemble_series(series, min_slices, contents)
+    return results
+
+
+def _by_patient(slices: list[Slice]) -> list[list[Slice]]:
+    """Slices that name no patient belong to the only one that the others name, or else to whom the study is of."""
+    names = {item.patient for item in slices} - {""}
+    only = names.pop() if len(names) == 1 else ""
+    named = [item if item.patient else replace(item, patient=only or item.study or _folder(item)) for item in slices]
+    return _grouped(named, lambda item: item.patient)
+
+
+def _is_one_scan(parts: list[list[Slice]], min_slices: int, contents: Contents) -> bool:
+    """Whether parts lie within each other and are regular together: nobody but the tags takes them for several scans."""
+    everything = [item for part in parts for item in part]
+    if len(_stacks(everything)) > 1 or not _overlap_any(parts):
+        return False
+    whole = _attempt(everything, min_slices, contents)
+    return isinstance(whole, Series) or whole.incomplete
 
 
 def _by_folder_if_uids_repeat(slices: list[Slice]) -> list[list[Slice]]:
