@@ -117,6 +117,7 @@ def _run_as_a_command(stack, settings, folder, output):
         os.dup2(file, 1), os.dup2(file, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
         sys.argv = ["monai.bundle", "run"]
+        torch.compile = lambda function, **_: function  # its compilers wait for threads that no fork has
         ConfigParser.load_config_file = staticmethod(lambda path, **_: deepcopy(parsed(str(path))))
         given = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
         run_id = "training" if stack[0] == "train" else "run"
@@ -156,6 +157,7 @@ def test_every_setting_answers_every_value(number, world, tmp_path):
                 ended = "taken silently"
             if ended not in ("made", "refused"):
                 faults.append(f"{name}={value!r}: {ended}")
+                print(faults[-1], flush=True)
             shutil.rmtree(out)
     print(f"\n{'+'.join(stack)}: {dict(counts)}")
     assert faults == []
