@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from bundle_runs import DATA, assert_refused, losses, run, run_process, sample, train, training
+from bundle_runs import DATA, TINY, assert_refused, losses, run, run_process, sample, train, training
 
 from scripts.data import chest_phantom
 from scripts.inferers import save_volume
@@ -85,7 +85,7 @@ def test_a_new_local_denoiser_trains_beside_the_transformer_of_weights(trained, 
         run("training", ["train", "train_new_local"], **settings, residual_ckpt=start, hu_window=[-500, 500])
     settings |= {"ckpt_dir": tmp_path / "all", "max_epochs": 1}
     run("training", ["train", "finetune"], **settings, finetune_from=mine)
-    with assert_refused("no checkpoint at"):
+    with assert_refused("residual_ckpt must be a file that exists, got"):
         run("training", ["train", "train_new_local"], **settings, residual_ckpt=tmp_path / "none.pt")
     with assert_refused("residual_ckpt"):
         run("training", ["train", "train_new_local"], **settings)
@@ -223,10 +223,17 @@ def test_bad_input_is_one_line_and_a_status(trained, tmp_path):
     assert "Traceback" not in process.stderr + process.stdout
 
 
+def test_a_refused_training_leaves_nothing_behind(tmp_path):
+    settings = {**TINY, "ckpt_dir": "deep/ckpt", "max_epochs": 1, "grid": [15, 15, 15], "local_window": 0}
+    process = run_process("training", ["train"], tmp_path, **settings)
+    assert process.returncode == 1 and "multiple of the stride" in process.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("settings", "fact"),
     [
-        ({"dataset_dir": "missing"}, "dataset_dir missing is no folder"),
+        ({"dataset_dir": "missing"}, "dataset_dir must be a folder that exists, or null, got 'missing'"),
         ({"dataset_dir": "empty"}, "holds no NIfTI"),
         ({"dataset_dir": "."}, "lies in dataset_dir, which is only read"),
         ({"local_patch_size": 5}, "patch_size - stride must be even"),

@@ -57,6 +57,23 @@ def test_a_broken_sampling_run_continues_and_never_overwrites(trained, tmp_path,
     assert first.stat().st_mtime_ns > before
 
 
+@pytest.mark.parametrize(
+    ("count", "line"),
+    [
+        (1, "1 of 1 volume is there already in {}; --overwrite True makes it again"),
+        (2, "2 of 2 volumes are there already in {}; --overwrite True makes them again"),
+    ],
+)
+def test_volumes_that_are_there_are_told_and_nothing_else(count, line, trained, tmp_path, capsys):
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "output_dir": tmp_path, "num_inference_steps": 2}
+    for said in (f"{count} volume{'s' * (count > 1)} written to {{}}", line):
+        capsys.readouterr()
+        sample(**settings, num_samples=count)
+        out = capsys.readouterr().out
+        assert out.splitlines()[-1] == said.format(tmp_path)
+    assert "empty" not in out
+
+
 def test_a_folder_is_not_continued_in_another_precision_or_on_another_kind_of_device(trained, tmp_path):
     settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "output_dir": tmp_path / "out"}
     sample(num_samples=1, **settings, bf16=False)
@@ -123,7 +140,7 @@ def test_files_that_are_not_ours_are_not_overwritten(kind, trained, tmp_path):
         ({"num_samples": 0}, "num_samples must be a whole number from 1"),
         ({"grid": [15, 16, 16]}, "grid must be three multiples"),
         ({"output_dir": "/proc/nowhere"}, "output_dir /proc/nowhere is not writable"),
-        ({"ckpt_path": "nothing.pt"}, "no checkpoint at nothing.pt"),
+        ({"ckpt_path": "nothing.pt"}, "ckpt_path must be a file that exists, got 'nothing.pt'"),
     ],
 )
 def test_bad_settings_of_sampling(trained, tmp_path, settings, fact):

@@ -133,6 +133,23 @@ def test_wrong_datalists_are_named(tmp_path, text, one_line):
 # loading
 
 
+@pytest.mark.parametrize(
+    ("files", "facts"),
+    [
+        ([], ["its preparation did not end", "continues it"]),
+        (["report.html", "records/a.json"], ["the only source was rejected", "report.html says why"]),
+        (["report.html", "records/a.json", "records/b.json"], ["all 2 sources were rejected"]),
+    ],
+)
+def test_a_prepared_data_set_without_volumes_says_why(tmp_path, files, facts, one_line):
+    for name in ("preparation.json", *files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError) as raised:
+        ct_datalist(tmp_path, setting="real_dir")
+    one_line(raised, f"real_dir {tmp_path}", *facts)
+
+
 def test_phantom_is_loaded_around_the_origin():
     volume = load(5, (16, 16, 8), (160.0, 160.0, 320.0))
     assert np.array_equal(volume[0], chest_phantom(5, (16, 16, 8), (160, 160, 320)))

@@ -281,7 +281,7 @@ def test_common_grid_of_another_orientation(tmp_path):
     ("settings", "facts"),
     [
         ({}, ["generated_dir is not given"]),
-        ({"generated_dir": "missing"}, ["generated_dir missing is no folder"]),
+        ({"generated_dir": "missing"}, ["generated_dir must be a folder that exists, or null, got 'missing'"]),
         ({"generated_dir": "empty"}, ["empty holds no NIfTI"]),
         ({"generated_dir": "good", "real_dir": "good"}, ["real and generated share files"]),
         ({"generated_dir": "good", "real_dir": "empty"}, ["empty holds no NIfTI"]),

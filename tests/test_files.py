@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from scripts import files
+from scripts.errors import require_writable
 from scripts.files import hold, release, remove_leftovers, whole_file, write_text
 
 HOLDER = """
@@ -78,6 +79,28 @@ def test_private_files_are_for_the_user_alone(tmp_path):
         os.umask(old)
     assert (tmp_path / "open").stat().st_mode & 0o777 == 0o644
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_run_made_in_vain_goes_when_it_ends(tmp_path, monkeypatch):
+    """Empty folders and locks, of a run that was refused; never what was there before, or holds something."""
+    monkeypatch.setattr(files, "_made", [])
+    for name in ("there", "kept", "new/deep"):
+        if name == "there":
+            (tmp_path / name).mkdir()
+        hold(require_writable(tmp_path / name, "ckpt_dir"), "ckpt_dir")
+    require_writable(tmp_path / "new" / "deep" / "logs", "log_dir")
+    (tmp_path / "kept" / "model.pt").touch()
+    files._leave()
+    assert names(tmp_path) == ["kept", "there"] and names(tmp_path / "there") == []
+    assert names(tmp_path / "kept") == ["model.pt"]
+
+
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path, one_line):
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below"):
+        with pytest.raises(ValueError) as raised:
+            require_writable(tmp_path / name, "output_dir")
+        one_line(raised, f"output_dir {tmp_path / name} is not writable", f"{tmp_path / 'file'} is a file")
 
 
 def test_leftovers_go_when_their_process_is_dead_and_not_before(tmp_path, another_run):

@@ -20,6 +20,7 @@ from scripts.training import (
     LearningRateSchedule,
     LossCSV,
     TrainingCheckpoint,
+    checkpoints,
     claim_folder,
 )
 
@@ -183,7 +184,7 @@ def run_with_checkpoints(folder, network, losses, keep=2):
 
     trainer = Engine(step)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
-    claim_folder(folder, "local")
+    claim_folder(folder, "local", 100)
     LossCSV(folder / "local_losses.csv", optimizer, evaluator).attach(trainer)
     TrainingCheckpoint(str(folder), "local", network, average, optimizer, evaluator, {"stage": "local"}, keep).attach(
         trainer
@@ -283,14 +284,35 @@ def test_without_a_whole_checkpoint_nothing_is_overwritten(tmp_path, one_line):
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path):
-    claim_folder(tmp_path, "local")
+    claim_folder(tmp_path, "local", 100)
     (tmp_path / "local.pt").write_bytes(b"of its first epoch")
     release(tmp_path, "local")  # as when its process dies
     run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0])
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a,b\n1,2\n", b"epoch,step\nx,3\n", b"epoch\n\0\n"])
+def test_a_new_run_that_came_to_nothing_leaves_no_mark(tmp_path):
+    for file, kept in ((None, []), ("local.pt", [".local.begun", "local.pt"])):
+        claim_folder(tmp_path, "local", 100)
+        release(tmp_path, "local")
+        if file:
+            (tmp_path / file).touch()
+        checkpoints._unclaim(tmp_path, "local")  # at the end of its process
+        assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+def test_a_shorter_run_is_refused_before_it_loads_anything(tmp_path, one_line):
+    run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0, 1.0])
+    with pytest.raises(ValueError) as raised:
+        claim_folder(tmp_path, "local", 1)
+    one_line(raised, "max_epochs is 1", "trained to epoch 2", "more than 2")
+    claim_folder(tmp_path, "local", 2)
+    (tmp_path / "local_checkpoint_epoch=9.pt").write_bytes(b"half")  # it will be set aside
+    claim_folder(tmp_path, "local", 2)
+    release(tmp_path, "local")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a,b\n1,2\n", b"epoch,step\nx,3\n", b"epoch\n\0\n", b"epoch,patient\n1,7\n"])
 def test_a_damaged_table_of_losses_is_named_at_the_start(tmp_path, content, one_line):
     run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0])
     table = tmp_path / "local_losses.csv"

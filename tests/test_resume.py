@@ -52,7 +52,7 @@ NO_MATTER = {
 }  # fmt: skip
 ELSEWHERE = {  # names of the run or places, the machine, and what another test continues
     "ckpt_dir", "stage", "finetuning", "bundle_root", "imports", "device", "compile", "num_workers", "rank", "process_group", "sampler",
-    "validation_sampler", "max_padding", "max_steps",
+    "validation_sampler", "tracker", "max_padding", "max_steps",
 }  # fmt: skip
 LAST = "local_checkpoint_epoch=4.pt"
 

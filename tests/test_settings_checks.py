@@ -15,8 +15,12 @@ from scripts.settings.checks import convert_settings, described_settings, reache
 from scripts.settings.description import SETTINGS
 from scripts.settings.kinds import (
     FILE,
+    FILE_OR_HUB,
     FOLDER,
-    FOLDERS,
+    INPUT_FILE,
+    INPUT_FOLDER,
+    INPUTS,
+    NAME,
     READERS,
     SWITCH,
     TEXT,
@@ -26,6 +30,7 @@ from scripts.settings.kinds import (
     maybe,
     named,
     number,
+    only,
     several,
     sides,
     whole,
@@ -100,7 +105,7 @@ def test_defaults_are_allowed_and_have_an_effect(stack):
         assert set(described) - reached(parser.config) == set()
 
 
-WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**30), 10**30, {"a": [1]}, object())
+WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**31), 10**31, {"a": [1]}, object())
 
 
 @pytest.mark.parametrize(
@@ -114,6 +119,7 @@ WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**30), 10**30, {
         (whole(1, 9), {1: 1, 9: 9, "3": 3, 4.0: 4}, [0, 10, 1.5, True, False, None, "1.5", [1]]),
         (number(0, 1), {0: 0.0, 1: 1.0, "1e-4": 1e-4, 0.5: 0.5}, [-0.1, 1.1, True, None, [0.5], "half"]),
         (number(above=0, below=1), {0.5: 0.5}, [0, 1]),
+        (number(above=0), {1e30: 1e30}, [0, 1e31, "2" * 300]),
         (
             sides(1, 99),
             {16: [16] * 3, (1, 2, 3): [1, 2, 3]},
@@ -131,7 +137,12 @@ WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**30), 10**30, {
         (maybe(whole(1, 9)), {None: None, 2: 2}, [0, "null"]),
         (TEXT, {"x": "x", 2025: "2025"}, [True, None, 1.5, "  ", "a\0b", "a\nb", ["x"]]),
         (FOLDER, {2025: "2025", "a b": "a b", "ü": "ü", "~": str}, [True, None, 1.5, "  ", "a\0b", "a::b", ["x"]]),
-        (FOLDERS, {"a": ["a"], "[a/b, c#d]": ["a/b", "c#d"], ("a", 2025): ["a", "2025"]}, [[], None]),
+        (INPUTS, {".": ["."], "[., /]": [".", "/"], (__file__, "."): [__file__, "."]}, [[], None, "none", [".", "none"]]),
+        (INPUT_FILE, {__file__: __file__, ".": "."}, ["none", "", None]),  # what lies in a folder is told later
+        (INPUT_FOLDER, {".": "."}, ["none", __file__, "", None]),
+        (FILE_OR_HUB, {"hub": "hub", __file__: __file__}, ["none", "Hub"]),
+        (NAME, {"local": "local", 7: "7", "a.b-c": "a.b-c"}, ["a/b", "a\\b", ".hidden", "n" * 101, "", None]),
+        (only(0, "0"), {0: 0}, [1, -1, None, True]),
         (FILE, {"a.pt": "a.pt"}, [True, None, {}]),
         (
             named(FOLDER, "{'a': 'b'}"),
@@ -145,7 +156,7 @@ def test_a_kind_takes_what_is_right_alone(kind, right, wrong):
     for given, taken in right.items():
         result = kind.convert(list(given) if isinstance(given, tuple) else given)
         assert (result == taken and type(result) is type(taken)) if taken is not str else not result.startswith("~")
-    names = ("x", 10**30, -(10**30)) if kind in (TEXT, FILE, FOLDER, FOLDERS) else ("x",) if kind is READERS else ()
+    names = ("x", 10**31, -(10**31)) if kind in (TEXT, FILE, FOLDER, NAME) else ("x",) if kind is READERS else ()
     for given in [*wrong, *(value for value in WRONG if not (isinstance(value, (str, int)) and value in names))]:
         with pytest.raises(ValueError):
             kind.convert(given)
@@ -185,7 +196,7 @@ def refusal(stack, monkeypatch, *words, **settings):
         (("train",), {"lr_decay_to": -1}, ["lr_decay_to must be a number at least 0", "got -1"]),
         (("train",), {"betas": 0.9}, ["betas must be two numbers", "0.9"]),
         (("export",), {"dtype": "int8"}, ["dtype must be one of float32, bfloat16, float16", "int8"]),
-        (("export",), {}, ["ckpt_path is needed: give --ckpt_path, the name of a file"]),
+        (("export",), {}, ["ckpt_path is needed: give --ckpt_path, a file that exists"]),
         (
             ("preprocess",),
             {"source_dir": "x", "dataset_dir": "y", "size": 1.5},

@@ -4,13 +4,14 @@ import sys
 
 import pytest
 import yaml
-from bundle_runs import CONFIGS, config_files
+from bundle_runs import CONFIGS, assert_refused, config_files, run
 from monai.bundle import ConfigParser
 
 from scripts.errors import bundle_root
 from scripts.stack import MARK, check_stack
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+MARKS = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())[f"{MARK}{name}"] for name in NAMES}
 GOOD = [
     ["train"], ["train", "train_global"], ["train", "finetune"], ["train", "train_new_local"],
     ["train", "train_high_resolution"], ["train", "train_high_resolution", "finetune_high_resolution"],
@@ -90,6 +91,14 @@ def test_an_overlay_without_its_base_is_refused(stack, bases, one_line):
     with pytest.raises(ValueError) as raised:
         check(stack)
     one_line(raised, f"{stack[-1]}.yaml is an overlay of", bases)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if MARKS[name]["layer"] and name != "mlflow"])  # MONAI refuses that
+@pytest.mark.filterwarnings("ignore:Can't merge entry")
+def test_an_overlay_alone_runs_into_the_line_about_its_base(name):
+    with assert_refused(f"{name}.yaml is an overlay of"):
+        over = MARKS[name]["over"]
+        run("training" if isinstance(over, str) and "train" in over else "run", [name])
 
 
 @pytest.mark.parametrize("stack", [["train"], ["train", "train_global"], ["inference"], ["evaluate"]], ids="-".join)

@@ -2,10 +2,14 @@
 
 import os
 import sqlite3
+import sys
+from types import SimpleNamespace
 
 import pytest
 from bundle_runs import config_files, losses, run, training
 from monai.bundle import ConfigParser
+
+from scripts.training import require_mlflow
 
 
 def test_the_overlay_adds_a_handler_to_training_and_one_to_validation():
@@ -29,6 +33,37 @@ def test_mlflow_reports_its_use_to_nobody(monkeypatch):
         config.get_parsed_content("initialize")
         assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == after
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
+
+
+@pytest.mark.parametrize(
+    ("uri", "answer", "facts"),
+    [
+        ("http://localhost:9", OSError("refused\nand more"), ["http://localhost:9", "refused"]),
+        ("mlruns", None, ["mlruns is neither a server", "nor a database"]),
+        ("file:///tmp/mlruns", None, ["is neither a server"]),
+        ("http://localhost:9", None, []),
+        ("sqlite:///not/there/yet.db", OSError("is not asked"), []),
+    ],
+)
+def test_a_server_that_does_not_answer_is_one_line_before_the_run(uri, answer, facts, monkeypatch, one_line):
+    asked = []
+
+    class Client(SimpleNamespace):
+        def search_experiments(self, max_results):
+            asked.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+            if answer is not None:
+                raise answer
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=lambda uri: Client()))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    if facts:
+        with pytest.raises(ValueError) as raised:
+            require_mlflow(uri)
+        one_line(raised, "tracking_uri", *facts)
+    else:
+        require_mlflow(uri)
+    assert asked == ["10"] * uri.startswith("http") and "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
 @pytest.mark.slow

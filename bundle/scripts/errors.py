@@ -20,6 +20,7 @@ from monai.utils.module import OptionalImportError, version_geq
 from torch.distributed import DistError, TCPStore
 from tqdm import tqdm
 
+from .files import make_folder
 from .machine import machine_fault
 from .stops import PIPE_CLOSED, TERMINATED, Terminated, is_closed_pipe, raise_at_sigterm, stop_line
 
@@ -41,7 +42,10 @@ def require_writable(folder: Union[str, Path], setting: str) -> Path:
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        if not there.is_dir():
+            raise ValueError(f"{setting} {folder} is not writable: {there} is a file, where a folder is needed")
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:

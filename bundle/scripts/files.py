@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import secrets
@@ -35,7 +36,7 @@ def whole_file(path: PathLike, private: bool = False) -> Iterator[BufferedRandom
     """
     path = Path(path)
     with written(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         part, file = _new_part(path.parent, 0o600 if private else 0o666)
         try:
             with file:
@@ -59,7 +60,7 @@ def whole_folder(path: PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     with written(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         part, lock = _new_part_folder(path.parent)
         try:
             yield part
@@ -141,6 +142,22 @@ def _lock(file: Union[int, BufferedRandom]) -> Optional[bool]:
         return None
 
 
+_made: list[Path] = []  # folders that this process made, those within before those around them
+
+
+def make_folder(folder: PathLike) -> Path:
+    """Makes a folder and all that it lies in, where missing; what is still empty when this process ends is removed.
+
+    Raises:
+        OSError: when that is not possible.
+    """
+    folder = Path(os.path.abspath(folder))
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    _made[:0] = missing
+    return folder
+
+
 def remove_leftovers(*folders: PathLike) -> None:
     """Removes what `whole_file` and `whole_folder` had begun in these folders when their process died."""
     for folder in folders:
@@ -217,11 +234,26 @@ def _lock_path(folder: PathLike, name: str) -> Path:
     return Path(folder).resolve() / f".{name}.lock"
 
 
+def _leave() -> None:
+    """At the end of this process, however it came but by a kill: a run that failed leaves nothing behind."""
+    for path, file in _held.items():
+        with file, suppress(OSError):
+            path.unlink(missing_ok=True)
+    _held.clear()
+    for folder in _made:
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
+
+
+atexit.register(_leave)
+
+
 def _forget() -> None:
-    """In a child of this process: the lock must end with the parent."""
+    """In a child of this process: the lock and the folders are the parent's."""
     for file in _held.values():
         file.close()
     _held.clear()
+    _made.clear()
 
 
 if hasattr(os, "register_at_fork"):

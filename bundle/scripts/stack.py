@@ -49,7 +49,8 @@ def check_order(marks: Mapping[str, Mapping[str, Any]]) -> None:
         bases = [over] if isinstance(over, str) else over
         if bases and not any(base in marks for base in bases):
             raise ValueError(
-                f"{name}.yaml is an overlay of {' or '.join(f'{base}.yaml' for base in bases)}, which must come before it"
+                f"{name}.yaml is an overlay of {' or '.join(f'{base}.yaml' for base in bases)}, which must come before it: "
+                f"--config_file \"['{bases[0]}.yaml','{name}.yaml']\""
             )
     for first, second in zip(order, order[1:]):
         if marks[first]["layer"] == marks[second]["layer"]:

@@ -15,10 +15,14 @@ from .sources import find_sources
 
 VALIDATION_SHARE = 0.1
 FIRST_VALIDATION_PHANTOM = 1_000_000
+PREPARATION = "preparation.json"  # of a prepared data set: its settings
 
 
 def ct_datalist(
-    dataset_dir: Union[str, Path, None], num_phantoms: int = 1000, num_validation_phantoms: int = 16
+    dataset_dir: Union[str, Path, None],
+    num_phantoms: int = 1000,
+    num_validation_phantoms: int = 16,
+    setting: str = "dataset_dir",
 ) -> dict[str, list[dict[str, Any]]]:
     """Finds the volumes of a data set.
 
@@ -27,6 +31,7 @@ def ct_datalist(
             of NIfTI, MetaImage, NRRD files and DICOM series, split 90/10 by a hash of the name; or None for phantoms.
         num_phantoms: number of training phantoms where dataset_dir is None; their seeds count from 0.
         num_validation_phantoms: number of held-out phantoms, whose seeds count from 1,000,000.
+        setting: that names the folder.
 
     Returns:
         {'training': items, 'validation': items}; an item has 'image', the path of a file or DICOM folder or the
@@ -44,8 +49,8 @@ def ct_datalist(
     else:
         folder = Path(dataset_dir)
         if not folder.is_dir():
-            raise ValueError(f"dataset_dir {folder} is no folder")
-        lists = _prepared(folder) if (folder / "dataset.json").is_file() else _scan(folder)
+            raise ValueError(f"{setting} {folder} is no folder")
+        lists = _prepared(folder) if (folder / "dataset.json").is_file() else _scan(folder, setting)
     for items in lists.values():
         for index, item in enumerate(items):
             item["index"] = index
@@ -88,7 +93,9 @@ def _prepared(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return lists
 
 
-def _scan(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def _scan(folder: Path, setting: str) -> dict[str, list[dict[str, Any]]]:
+    if (folder / PREPARATION).is_file():
+        raise ValueError(f"{setting} {folder} is a prepared data set without a volume: {_why_empty(folder)}")
     items: list[dict[str, Any]] = []
     for source in find_sources(folder).sources:
         reason = source.reason
@@ -100,9 +107,17 @@ def _scan(folder: Path) -> dict[str, list[dict[str, Any]]]:
             )
         items.append({"image": source.path, **({} if source.series is None else {"series": source.series})})
     if not items:
-        raise ValueError(f"dataset_dir {folder} holds no NIfTI, MetaImage, NRRD file or DICOM series")
+        raise ValueError(f"{setting} {folder} holds no NIfTI, MetaImage, NRRD file or DICOM series")
     if len(items) == 1:  # one volume can be overfitted, which is how a first try looks
         return {"training": [dict(items[0])], "validation": [dict(items[0])]}
     items.sort(key=lambda item: hashlib.sha256(as_bytes(Path(item["image"]).name)).hexdigest())
     count = max(1, round(VALIDATION_SHARE * len(items)))
     return {"training": items[count:], "validation": items[:count]}
+
+
+def _why_empty(folder: Path) -> str:
+    rejected = sum(1 for _ in (folder / "records").glob("*.json"))
+    if not (folder / "report.html").is_file():
+        return "its preparation did not end; the same command of preprocess.yaml continues it"
+    which = "the only source was" if rejected == 1 else f"all {rejected} sources were"
+    return f"{which} rejected, and {folder / 'report.html'} says why"

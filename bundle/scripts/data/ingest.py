@@ -20,6 +20,7 @@ from ..files import PathLike, hold, release, remove_leftovers, require_own, writ
 from ..overlap import check_places
 from ..processes import join_processes
 from ..stops import stoppable
+from .datalist import PREPARATION
 from .dicom import MIN_SLICES
 from .ingest_report import write_reports
 from .missing import tell_missing
@@ -168,7 +169,7 @@ def _shared_salt(path: Path) -> str:
 
 def _check_settings(folder: Path, preparation: Preparation) -> None:
     """Keeps the settings with the data set; ValueError when it was begun with others."""
-    path = folder / "preparation.json"
+    path = folder / PREPARATION
     if path.is_file():
         try:
             before = json.loads(path.read_text())

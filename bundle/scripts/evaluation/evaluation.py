@@ -45,7 +45,8 @@ def volume_sets(
     sets = generated_sets(generated_dir, generated_dirs, max_volumes)
     sets.insert(0, real_set(real_dir, real_section, num_phantoms, max_volumes))
     if training_dir is not None:
-        training = real_set(training_dir, "training" if (Path(training_dir) / "dataset.json").is_file() else "all")
+        section = "training" if (Path(training_dir) / "dataset.json").is_file() else "all"
+        training = real_set(training_dir, section, setting="training_dir")
         training.name = "training"
         sets.insert(1, training)
     check_sets(sets)

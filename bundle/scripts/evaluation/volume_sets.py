@@ -60,7 +60,11 @@ class VolumeSet:
 
 
 def real_set(
-    real_dir: Optional[str], section: str = "all", num_phantoms: int = 64, max_volumes: Optional[int] = None
+    real_dir: Optional[str],
+    section: str = "all",
+    num_phantoms: int = 64,
+    max_volumes: Optional[int] = None,
+    setting: str = "real_dir",
 ) -> VolumeSet:
     """The real volumes.
 
@@ -69,6 +73,7 @@ def real_set(
         section: 'training' or 'validation' of the data set, or 'all'.
         num_phantoms: number of phantoms where real_dir is None.
         max_volumes: at most so many, evenly spaced in the list.
+        setting: that names the folder.
 
     Raises:
         ValueError: in one line.
@@ -78,7 +83,7 @@ def real_set(
         return VolumeSet("real", [{"image": seed} for seed in seeds])
     if section not in ("all", "training", "validation"):
         raise ValueError(f"real_section must be all, training or validation, not {section}")
-    lists = ct_datalist(real_dir)
+    lists = ct_datalist(real_dir, setting=setting)
     items = lists["training"] + lists["validation"] if section == "all" else lists[section]
     items = list({(item["image"], item.get("series")): item for item in items}.values())
     return VolumeSet("real", _at_most(items, max_volumes), Path(real_dir), _is_paper_compat(Path(real_dir)))
@@ -103,11 +108,12 @@ def generated_sets(
 def _generated_set(name: str, folder: Path, max_volumes: Optional[int]) -> VolumeSet:
     if name in ("real", "training"):
         raise ValueError(f"generated_dirs: {name} is the name of another set; choose another one")
+    setting = "generated_dir" if name == "generated" else f"generated_dirs['{name}']"
     if not folder.is_dir():
-        raise ValueError(f"generated_dir {folder} is no folder")
+        raise ValueError(f"{setting} {folder} is no folder")
     paths = sorted(path for path in list_files([folder], Counter()) if path.endswith((".nii", ".nii.gz")))
     if not paths:
-        raise ValueError(f"generated_dir {folder} holds no NIfTI file")
+        raise ValueError(f"{setting} {folder} holds no NIfTI file")
     scaled = _is_paper_compat(folder)
     items = [{"image": path, **({"intensity": PAPER_COMPAT} if scaled else {})} for path in paths]
     return VolumeSet(name, _at_most(items, max_volumes), Path(os.path.abspath(folder)), scaled)

@@ -20,6 +20,7 @@ from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, sha256_of, write_text
 from ..stops import stoppable, stoppable_engine
 from ..version import VERSION
+from ..words import count
 from .writers import Writer, writers_of
 
 
@@ -88,8 +89,18 @@ class VolumeStore:
     def progress(self) -> str:
         """How far a run is that was ended."""
         made = self.saved if self.overwrite else sum(self.sidecar(item["seed"]).is_file() for item in self.todo)
-        how = f"after {len(self.items) - len(self.todo) + made} of {len(self.items)} volumes; the same command"
+        total = len(self.items)
+        how = f"after {total - len(self.todo) + made} of {count(total, 'volume')}; the same command"
         return f"{how}, without overwrite, continues" if self.overwrite else f"{how} continues"
+
+    def summary(self) -> str:
+        """What a run that came to its end has done, in a line."""
+        made, total = len(self.todo), len(self.items)
+        if made:
+            return f"{count(made, 'volume')} written to {self.folder}"
+        are, them = ("is", "it") if total == 1 else ("are", "them")
+        there = f"{total:,} of {count(total, 'volume')} {are} there already in {self.folder}"
+        return f"{there}; --overwrite True makes {them} again"
 
     def _is_sampled(self, seed: int) -> bool:
         path, sidecar = self.path(seed), self.sidecar(seed)

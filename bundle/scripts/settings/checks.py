@@ -12,6 +12,7 @@ from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
 from monai.bundle.utils import EXPR_KEY, ID_REF_KEY, ID_SEP_KEY, MACRO_KEY
 from pydantic import ValidationError
 
+from ..errors import report_errors_in_one_line
 from ..stack import MARK, check_stack
 from .description import SETTINGS, Setting
 from .help import print_help
@@ -48,6 +49,16 @@ def check_settings() -> None:
         _require_effect(typed.settings, config)
         _restore_text(parser, typed.settings, described)
     convert_settings(parser, described)
+
+
+def require_base() -> None:
+    """What an overlay adds to the run of the file that it lies over, and all that it runs alone.
+
+    Raises:
+        ValueError: in one line, when it is alone.
+    """
+    report_errors_in_one_line()
+    check_stack(_running_parser().config)  # type: ignore[arg-type]
 
 
 def described_settings(config: Mapping[str, Any]) -> dict[str, Setting]:

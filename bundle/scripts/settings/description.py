@@ -17,8 +17,12 @@ from .kinds import (
     COMPONENT,
     DEVICE,
     FILE,
+    FILE_OR_HUB,
     FOLDER,
-    FOLDERS,
+    INPUT_FILE,
+    INPUT_FOLDER,
+    INPUTS,
+    NAME,
     READERS,
     SWITCH,
     TEXT,
@@ -30,6 +34,7 @@ from .kinds import (
     maybe,
     named,
     number,
+    only,
     several,
     sides,
     whole,
@@ -51,6 +56,7 @@ class Setting:
 _GRID = sides(1, 4096)
 _FIELD_OF_VIEW = lengths(2000)
 _SHARE = number(0, 1)
+_NO_WINDOW = Setting(only(0, "0 in this stage, where every patch sees every other"), "0: whole volumes", "patches")
 _BF16 = Setting(maybe(SWITCH), "bfloat16; null: where the hardware is faster with it")
 _DEVICE = Setting(DEVICE, "where it runs")
 _WORKERS = Setting(whole(0, 256), "processes that load data; 0: none but the main one")
@@ -69,7 +75,7 @@ _GUIDANCE = {
 _CHUNKS = whole(0, 2**31)
 
 _TRAIN = {
-    "dataset_dir": Setting(maybe(FOLDER), "prepared data set or folder of CT volumes; null: generated phantoms"),
+    "dataset_dir": Setting(maybe(INPUT_FOLDER), "prepared data set or folder of CT volumes; null: generated phantoms"),
     "ckpt_dir": Setting(FOLDER, "where weights, checkpoints and losses are written"),
     "log_dir": Setting(FOLDER, "where TensorBoard's files are written"),
     "device": _DEVICE,
@@ -99,7 +105,7 @@ _TRAIN = {
     "chunk_tokens": Setting(_CHUNKS, "patches of the local denoiser at a time, to save memory; 0: all"),
     "attention": Setting(choice("auto", "sdpa", "xformers"), "kernel of the attention; auto: the fastest there is"),
     "activation_checkpointing": Setting(SWITCH, "computes activations again in the backward pass, to save memory"),
-    "stage": Setting(TEXT, "name of the weights' file; the overlays set it"),
+    "stage": Setting(NAME, "name of the weights' file; the overlays set it"),
     "max_steps": Setting(whole(1, 1000 * MILLION), "of the optimiser in all, to the end of an epoch", "steps"),
     "max_epochs": Setting(
         maybe(whole(1, 100 * MILLION)), "in all, instead of max_steps; null: as max_steps says", "epochs"
@@ -135,16 +141,17 @@ _TRAIN = {
         "between checkpoints; null: 1, in runs of 100 epochs and more 50 to 100 of them",
         "epochs",
     ),
-    "finetune_from": Setting(maybe(FILE), "weights of the same network to start from; null: random ones"),
+    "finetune_from": Setting(maybe(INPUT_FILE), "weights of the same network to start from; null: random ones"),
     "finetuning": Setting(SWITCH, "whether finetune_from is needed; finetune.yaml sets it"),
     "process_group": _PROCESS_GROUP,
     "rank": _RANK,
     "sampler": Setting(COMPONENT, "of training volumes; multi_gpu.yaml sets it"),
     "validation_sampler": Setting(COMPONENT, "of validation volumes; multi_gpu.yaml sets it"),
+    "tracker": Setting(COMPONENT, "asks whether MLflow's server is there; mlflow.yaml sets it"),
 }
 
 _SAMPLE = {
-    "ckpt_path": Setting(FILE, "weights (.pt) to sample, with their JSON beside them"),
+    "ckpt_path": Setting(INPUT_FILE, "weights (.pt) to sample, with their JSON beside them"),
     "output_dir": Setting(FOLDER, "where the volumes are written"),
     "writers": Setting(components(*WRITERS), "what is written; everything else is made of the NIfTI"),
     "num_samples": Setting(whole(1, 10 * MILLION), "volumes to make"),
@@ -174,12 +181,12 @@ _SAMPLE = {
 }
 
 _EVALUATE = {
-    "dataset_dir": Setting(maybe(FOLDER), "another name of real_dir, as in training"),
-    "real_dir": Setting(maybe(FOLDER), "real volumes: prepared data set or folder of CT; null: phantoms"),
+    "dataset_dir": Setting(maybe(INPUT_FOLDER), "another name of real_dir, as in training"),
+    "real_dir": Setting(maybe(INPUT_FOLDER), "real volumes: prepared data set or folder of CT; null: phantoms"),
     "real_section": Setting(choice("training", "validation", "all"), "of a prepared data set"),
-    "generated_dir": Setting(maybe(FOLDER), "folder of generated NIfTI in HU"),
-    "generated_dirs": Setting(maybe(named(FOLDER, "{'ours': 'A', 'other': 'B'}")), "several folders, with a name each"),
-    "training_dir": Setting(maybe(FOLDER), "what the generator was trained on, to search for copies; null: real_dir"),
+    "generated_dir": Setting(maybe(INPUT_FOLDER), "folder of generated NIfTI in HU"),
+    "generated_dirs": Setting(maybe(named(INPUT_FOLDER, "{'ours': 'A', 'other': 'B'}")), "several folders, with a name each"),
+    "training_dir": Setting(maybe(INPUT_FOLDER), "what the generator was trained on, to search for copies; null: real_dir"),
     "output_dir": Setting(FOLDER, "where the report is written"),
     "cache_dir": Setting(FOLDER, "what was measured of each volume; share it between evaluations to save time"),
     "metrics": Setting(maybe(several(TEXT)), "beginnings of names, such as ['FID','MMD']; null: all"),
@@ -188,7 +195,7 @@ _EVALUATE = {
     "grid": Setting(maybe(_GRID), "to compare at; null: that of the generated volumes", "voxels"),
     "field_of_view_mm": Setting(maybe(_FIELD_OF_VIEW), "goes with grid", "mm"),
     "hu_window": Setting(WINDOW, "HU are clipped to it before anything is measured", "HU"),
-    "feature_weights": Setting(maybe(TEXT), "Med3D's weights (resnet_50_23dataset.pth), or hub; null: random features"),
+    "feature_weights": Setting(maybe(FILE_OR_HUB), "Med3D's weights (resnet_50_23dataset.pth), or hub; null: random features"),
     "bf16": _BF16,
     "seam_strides": Setting(several(whole(2, 256)), "distances of the patches whose seams are measured", "voxels"),
     "segmenter": Setting(COMPONENT, "of organs; totalsegmentator.yaml sets it"),
@@ -208,7 +215,7 @@ _EVALUATE = {
 }
 
 _PREPROCESS = {
-    "source_dir": Setting(FOLDERS, "folder, list of files (.txt) or datalist (.json), or several of them"),
+    "source_dir": Setting(INPUTS, "folder, list of files (.txt) or datalist (.json), or several of them"),
     "dataset_dir": Setting(FOLDER, "the data set, outside source_dir; a broken run continues"),
     "spacing": Setting(maybe(lengths(100)), "of the new voxels; null: 1, or 0.8 for RAD-ChestCT", "mm"),
     "size": Setting(maybe(sides(8, 2048)), "of the new volumes; null: as many as hold 320 mm", "voxels"),
@@ -249,7 +256,7 @@ _REVIEW = {
 }
 
 _REVIEW_SCORE = {
-    "answers": Setting(FOLDERS, "files that the readers' pages exported, or a folder of them"),
+    "answers": Setting(INPUTS, "files that the readers' pages exported, or a folder of them"),
     "key_file": Setting(FILE, "that review.yaml wrote"),
     "study_dir": Setting(maybe(FOLDER), "review.yaml's output_dir, for pictures; null: KEY_FILE without .key.json"),
     "incomplete": Setting(
@@ -263,10 +270,13 @@ _REVIEW_SCORE = {
 # By the name of the config file; in a stack, later files replace what earlier ones say.
 SETTINGS: dict[str, dict[str, Setting]] = {
     "train": _TRAIN,
-    "train_global": {"local_ckpt": Setting(FILE, "stage 1's weights")},
-    "train_new_local": {"residual_ckpt": Setting(FILE, "weights of both stages, whose transformer stays")},
+    "train_global": {"local_ckpt": Setting(FILE, "stage 1's weights"), "local_window": _NO_WINDOW},
+    "train_new_local": {
+        "local_window": _NO_WINDOW,
+        "residual_ckpt": Setting(INPUT_FILE, "weights of both stages, whose transformer stays"),
+    },
     "train_high_resolution": {
-        "backbone_ckpt": Setting(FILE, "weights of the lower grid that are refined"),
+        "backbone_ckpt": Setting(INPUT_FILE, "weights of the lower grid that are refined"),
         "freeze_backbone": Setting(SWITCH, "trains the refiner alone"),
         "factor": Setting(whole(2, 16), "the new grid over that of the backbone"),
         "refiner_hidden_size": Setting(whole(1, 65_536), "of the refiner's own time embedding"),
@@ -283,7 +293,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     },
     "inference": _SAMPLE,
     "export": {
-        "ckpt_path": Setting(FILE, "weights (.pt) of a training run"),
+        "ckpt_path": Setting(INPUT_FILE, "weights (.pt) of a training run"),
         "output_path": Setting(FILE, "the copy (.pt)"),
         "dtype": Setting(choice("float32", "bfloat16", "float16"), "of the copy"),
         "time_dtype": Setting(
@@ -292,7 +302,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         **_GUIDANCE,
     },
     "import_official": {
-        "official_ckpt": Setting(FILE, "weights of the authors' code"),
+        "official_ckpt": Setting(INPUT_FILE, "weights of the authors' code"),
         "ckpt_path": Setting(FILE, "the new weights (.pt)"),
         "grid": Setting(_GRID, "what the weights were trained for, along x, y, z", "voxels"),
         "factor": Setting(whole(2, 16), "of high-resolution weights: their grid over that of their base"),
@@ -327,7 +337,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "review": _REVIEW,
     "review_score": _REVIEW_SCORE,
     "sampling_sweep": {
-        "checkpoints": Setting(named(FILE, "{'shipped': 'bundle/models/model.pt'}"), "weights to sample, by name"),
+        "checkpoints": Setting(named(INPUT_FILE, "{'shipped': 'bundle/models/model.pt'}"), "weights to sample, by name"),
         "predictor_ratios": Setting(several(number(1)), "values of p"),
         "num_inference_steps": Setting(several(whole(1, 1000)), "network calls per volume"),
         "num_samples": Setting(whole(1, 10 * MILLION), "volumes of each combination, from the same seeds"),

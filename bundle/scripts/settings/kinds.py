@@ -15,6 +15,9 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 from .values import usable_device
 
 
+LARGEST = 1e30  # of a number without another bound: PyTorch refuses what single precision cannot hold
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a setting may be.
@@ -56,7 +59,8 @@ def number(
     above: Optional[float] = None,
     below: Optional[float] = None,
 ) -> Kind:
-    """A finite number; `least` and `most` are allowed, `above` and `below` are not."""
+    """A finite number of single precision; `least` and `most` are allowed, `above` and `below` are not."""
+    most = LARGEST if most is None and below is None else most
     bounds = ((least, "at least"), (above, "more than"), (most, "at most"), (below, "less than"))
     words = " and ".join(f"{word} {bound:g}" for bound, word in bounds if bound is not None)
     return Kind(_number(ge=least, le=most, gt=above, lt=below), f"a number {words}")
@@ -79,6 +83,11 @@ def lengths(most: float) -> Kind:
 def choice(*names: str) -> Kind:
     """One of a few words."""
     return Kind(Literal[names], "one of " + ", ".join(names))
+
+
+def only(value: int, words: str) -> Kind:
+    """A whole number that the stack leaves no choice of."""
+    return Kind(_whole(value, value), words)
 
 
 def several(kind: Kind, least: int = 1, most: Optional[int] = None, words: str = "") -> Kind:
@@ -168,6 +177,24 @@ def _path(text: str) -> str:
     return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
+def _name(text: str) -> str:
+    if "/" in text or "\\" in text or text.startswith(".") or len(text) > 100:
+        raise ValueError("no part of a file name")
+    return text
+
+
+def _file_there(path: str) -> str:
+    if not os.path.exists(path):  # of a folder, the weights that lie in it are told later
+        raise ValueError("not there")
+    return path
+
+
+def _folder_there(path: str) -> str:
+    if not os.path.isdir(path):
+        raise ValueError("not there")
+    return path
+
+
 def _ordered(window: list[float]) -> list[float]:
     if window[0] >= window[1]:
         raise ValueError("reversed")
@@ -181,10 +208,25 @@ _PATH = Annotated[str, BeforeValidator(_text), AfterValidator(_path)]
 COMPONENT = Kind(None, "null, or what an overlay builds")
 SWITCH = Kind(bool, "True or False")
 TEXT = Kind(_TEXT, "text", verbatim=True)
+NAME = Kind(
+    Annotated[str, BeforeValidator(_text), AfterValidator(_name)],
+    "a part of a file's name, without slashes and with at most 100 letters",
+    verbatim=True,
+)
 FILE = Kind(_PATH, "the name of a file", verbatim=True)
 FOLDER = Kind(_PATH, "the name of a folder", verbatim=True)
-FOLDERS = Kind(
-    _list(_PATH, 1, None, _listed), "a folder, a file or several, such as \"['a','b']\"", verbatim=True, many=True
+INPUT_FILE = Kind(Annotated[_PATH, AfterValidator(_file_there)], "a file that exists", verbatim=True)
+INPUT_FOLDER = Kind(Annotated[_PATH, AfterValidator(_folder_there)], "a folder that exists", verbatim=True)
+FILE_OR_HUB = Kind(
+    Annotated[_PATH, AfterValidator(lambda path: path if path == "hub" else _file_there(path))],
+    "a file that exists, or hub",
+    verbatim=True,
+)
+INPUTS = Kind(
+    _list(Annotated[_PATH, AfterValidator(_file_there)], 1, None, _listed),
+    "a folder or file that exists, or several, such as \"['a','b']\"",
+    verbatim=True,
+    many=True,
 )
 READERS = Kind(
     Union[_whole(1, 100), _list(_TEXT, 1, 100, _names)], "a whole number from 1 to 100, or names such as ['Ana','Ben']"

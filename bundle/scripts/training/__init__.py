@@ -38,3 +38,4 @@ from .stages import (
     with_frozen_local,
     with_frozen_residual,
 )
+from .tracking import require_mlflow

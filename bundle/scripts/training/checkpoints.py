@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 from pathlib import Path
@@ -34,22 +35,26 @@ def checkpoints(ckpt_dir: Union[str, Path], prefix: str) -> list[Path]:
     return [found[epoch] for epoch in sorted((epoch for epoch in found if epoch.isdecimal()), key=int)]
 
 
-def claim_folder(ckpt_dir: Union[str, Path], name: str) -> None:
+def claim_folder(ckpt_dir: Union[str, Path], name: str, max_epochs: int) -> None:
     """Lets one run at a time train a stage in a folder, and keeps a finished training's files from a new run.
 
     Args:
         ckpt_dir: folder that is there.
         name: 'local' for stage 1, 'model' for stage 2.
+        max_epochs: of the run.
 
     Raises:
-        ValueError: in one line, when another run is there, or files of a run that no checkpoint continues.
+        ValueError: in one line, when another run is there, files of a run that no checkpoint continues, or a checkpoint
+            of a longer run.
     """
     hold(ckpt_dir, "ckpt_dir", name)
     remove_leftovers(ckpt_dir)
-    if checkpoints(ckpt_dir, name):
+    kept = checkpoints(ckpt_dir, name)
+    if kept:
+        _require_epochs(kept[-1], max_epochs)
         return
     begun = _begun(ckpt_dir, name)
-    there = [path for end in (".pt", ".json", "_losses.csv") if (path := Path(ckpt_dir) / f"{name}{end}").exists()]
+    there = _results(ckpt_dir, name)
     if there and not begun.exists():
         release(ckpt_dir, name)
         raise ValueError(
@@ -57,6 +62,27 @@ def claim_folder(ckpt_dir: Union[str, Path], name: str) -> None:
             "choose another ckpt_dir, or move it away"
         )
     write_text(begun, "")
+    atexit.register(_unclaim, ckpt_dir, name)
+
+
+def _results(ckpt_dir: Union[str, Path], name: str) -> list[Path]:
+    """What a training has written beside its checkpoints."""
+    paths = [Path(ckpt_dir) / f"{name}{end}" for end in (".pt", ".json", "_losses.csv")]
+    return [path for path in paths if path.exists()]
+
+
+def _unclaim(ckpt_dir: Union[str, Path], name: str) -> None:
+    """Takes the mark of a new run away where it came to nothing."""
+    if not _results(ckpt_dir, name):
+        _begun(ckpt_dir, name).unlink(missing_ok=True)
+
+
+def _require_epochs(newest: Path, max_epochs: Optional[int]) -> None:
+    if max_epochs is not None and _epoch_of(newest) > max_epochs and _content(newest) is not None:
+        raise ValueError(
+            f"max_epochs is {max_epochs}, but {newest} is trained to epoch {_epoch_of(newest)}: set max_epochs to more "
+            f"than {_epoch_of(newest)}"
+        )
 
 
 def _begun(ckpt_dir: Union[str, Path], name: str) -> Path:
@@ -147,7 +173,8 @@ class TrainingCheckpoint:
         newest = self._newest()
         if newest is not None:
             path, state = newest
-            self._check(path, state, engine.state.max_epochs)
+            _require_epochs(path, engine.state.max_epochs)
+            self._check(path, state)
             # not now: Ignite would take a finished run for one to start anew
             engine.add_event_handler(Events.STARTED, lambda: self.resume(engine, path, state))
         stoppable_engine(engine, lambda: self._progress(engine))
@@ -186,7 +213,7 @@ class TrainingCheckpoint:
         """The newest checkpoint that is whole, and its content; damaged ones after it are set aside."""
         damaged: list[Path] = []
         for path in reversed(checkpoints(self.ckpt_dir, self.name)):
-            state = self._content(path)
+            state = _content(path)
             if state is not None:
                 break
             damaged.append(path)
@@ -200,26 +227,8 @@ class TrainingCheckpoint:
         idist.barrier()
         return path, state
 
-    def _content(self, path: Path) -> Optional[dict[str, Any]]:
-        """What is in a checkpoint, or None where it is truncated or holds anything else."""
-        try:
-            state = load_tensors(path)
-            weights = [*state["network"].values(), *state["ema"].values()]
-            steps = [state["trainer"][name] for name in ("epoch_length", "max_epochs", "iteration")]
-            numbers = [*steps, state["best"]["best_loss"]]
-            groups = _trained(state["optimizer"]), state["optimizer"]["state"]
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return None
-        of_type = ((weights, torch.Tensor), (numbers, (int, float)), (groups, (list, dict)))
-        return state if all(isinstance(value, kind) for values, kind in of_type for value in values) else None
-
-    def _check(self, path: Path, state: dict[str, Any], max_epochs: Optional[int]) -> None:
+    def _check(self, path: Path, state: dict[str, Any]) -> None:
         """One line for a checkpoint that does not fit, before anything is loaded."""
-        epoch = _epoch_of(path)
-        if max_epochs is not None and epoch > max_epochs:
-            raise ValueError(
-                f"max_epochs is {max_epochs}, but {path} is trained to epoch {epoch}: set max_epochs to more than {epoch}"
-            )
         own = {name: value.shape for name, value in self.objects["network"].state_dict().items()}
         theirs = {name: value.shape for name, value in state["network"].items()}
         if own != theirs:
@@ -269,6 +278,20 @@ class TrainingCheckpoint:
             extra["computed_in"] = self.computed_in
             settings = {name: value for name, value in self.settings.items() if value is not None}
             save_weights(self.ema_network, self.ckpt_dir / f"{self.name}.pt", {**settings, "training": extra})
+
+
+def _content(path: Path) -> Optional[dict[str, Any]]:
+    """What is in a checkpoint, or None where it is truncated or holds anything else."""
+    try:
+        state = load_tensors(path)
+        weights = [*state["network"].values(), *state["ema"].values()]
+        steps = [state["trainer"][name] for name in ("epoch_length", "max_epochs", "iteration")]
+        numbers = [*steps, state["best"]["best_loss"]]
+        groups = _trained(state["optimizer"]), state["optimizer"]["state"]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    of_type = ((weights, torch.Tensor), (numbers, (int, float)), (groups, (list, dict)))
+    return state if all(isinstance(value, kind) for values, kind in of_type for value in values) else None
 
 
 def _trained(optimizer: dict[str, Any]) -> list[int]:

@@ -164,6 +164,9 @@ class TrainingProgress:
             print(f"trained to epoch {engine.state.epoch} already; raise max_steps to train on")
 
 
+_UNMADE: Any = object()  # MONAI makes a writer, and its file, where there is none
+
+
 class TensorBoardLog(TensorBoardStatsHandler):
     """The loss and its terms at each step and the validation metrics at the step of their epoch, for TensorBoard.
 
@@ -185,9 +188,11 @@ class TensorBoardLog(TensorBoardStatsHandler):
         optimizer: Optional[torch.optim.Optimizer] = None,
         pictures: Optional[str] = None,
     ) -> None:
-        super().__init__(log_dir=log_dir, output_transform=output_transform, epoch_event_writer=self.write_validation)
-        self.evaluator, self.optimizer, self.pictures = evaluator, optimizer, pictures
-        self.started, self.validated = False, 0
+        super().__init__(
+            summary_writer=_UNMADE, output_transform=output_transform, epoch_event_writer=self.write_validation
+        )
+        self.log_dir, self.evaluator, self.optimizer, self.pictures = log_dir, evaluator, optimizer, pictures
+        self.validated = 0
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine)
@@ -199,10 +204,10 @@ class TensorBoardLog(TensorBoardStatsHandler):
 
     def hide_later_steps(self, engine: Engine) -> None:
         """Only now a continued run knows its step; TensorBoard drops what lies after it in older files."""
-        if not self.started:
+        if self._writer is _UNMADE:  # until now the run could have been refused, and left a file
+            self._writer = SummaryWriter(log_dir=self.log_dir)
             start = SessionLog(status=SessionLog.START)
             self._writer.file_writer.add_event(Event(step=engine.state.iteration + 1, session_log=start))
-            self.started = True
 
     def write_rate(self, engine: Engine) -> None:
         if self.optimizer is not None:
@@ -304,9 +309,20 @@ class LossCSV:
             return {}
         try:
             with open(self.path, newline="", encoding="utf-8") as file:
-                return {int(row["epoch"]): row for row in csv.DictReader(file)}
+                table = csv.DictReader(file)
+                rows = {int(row["epoch"]): row for row in table}
+                if not table.fieldnames or list(table.fieldnames) != self.columns():
+                    raise ValueError("of something else")
+                return rows
         except (ValueError, KeyError, TypeError, csv.Error):
-            raise ValueError(f"{self.path} is damaged, or no table of losses; move it away, and run again") from None
+            raise ValueError(
+                f"{self.path} is damaged, or no table of this run's losses, and would be replaced; move it away, and run "
+                "again"
+            ) from None
+
+    def columns(self) -> list[str]:
+        terms = ("loss", *self.predictions)
+        return ["epoch", "step", "lr", *(f"train_{name}" for name in terms), *(f"val_{name}" for name in terms)]
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
