@@ -73,6 +73,9 @@ def test_much_padding_is_refused_and_little_is_told(data_set, one_line, capsys):
     with pytest.raises(ValueError) as raised:
         require_little_padding(found, 0.2)
     one_line(raised, "49%", "256 x 256 x 256", '--field_of_view_mm "[256,256,256]"', "max_padding")
+    with pytest.raises(ValueError) as raised:
+        require_little_padding({**found, "covered_mm": [320.0] * 3}, 0.2)  # most cover it, and some hardly at all
+    one_line(raised, "differ much in size", "preprocess.yaml")
     require_little_padding(found, 0.5)
     printed = capsys.readouterr().out
     assert printed == "the network sees 320 x 320 x 320 mm in 64 x 64 x 64 voxels of 5 mm; 49% of it is padding\n"

@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, RandFlipd
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import build_stage2
 
 from scripts.files import release
@@ -19,6 +20,7 @@ from scripts.training import (
     GradientGuard,
     LearningRateSchedule,
     LossCSV,
+    TensorBoardLog,
     TrainingCheckpoint,
     checkpoints,
     claim_folder,
@@ -291,6 +293,18 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_log_begins_with_the_first_step_or_with_a_validation_that_was_left(tmp_path):
+    """A run that is refused has no file; a continued one may have nothing to do but its last validation."""
+    evaluator, trainer = Engine(lambda *_: None), Engine(lambda *_: None)
+    TensorBoardLog(str(tmp_path), evaluator, dict).attach(trainer)
+    assert list(tmp_path.iterdir()) == []
+    trainer.state.iteration, trainer.state.epoch, evaluator.state.epoch = 6, 2, 2
+    evaluator.state.metrics = {"val_loss": 0.5}
+    trainer.fire_event(Events.COMPLETED)
+    (logged,) = EventAccumulator(str(tmp_path)).Reload().Scalars("val_loss")
+    assert (logged.step, logged.value) == (6, 0.5)
+
+
 def test_a_new_run_that_came_to_nothing_leaves_no_mark(tmp_path):
     for file, kept in ((None, []), ("local.pt", [".local.begun", "local.pt"])):
         claim_folder(tmp_path, "local", 100)
@@ -312,7 +326,9 @@ def test_a_shorter_run_is_refused_before_it_loads_anything(tmp_path, one_line):
     release(tmp_path, "local")
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"a,b\n1,2\n", b"epoch,step\nx,3\n", b"epoch\n\0\n", b"epoch,patient\n1,7\n"])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", b"a,b\n1,2\n", b"epoch,step\nx,3\n", b"epoch\n\0\n", b"epoch,patient\n1,7\n"]
+)
 def test_a_damaged_table_of_losses_is_named_at_the_start(tmp_path, content, one_line):
     run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0])
     table = tmp_path / "local_losses.csv"

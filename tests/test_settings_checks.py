@@ -137,7 +137,11 @@ WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**31), 10**31, {
         (maybe(whole(1, 9)), {None: None, 2: 2}, [0, "null"]),
         (TEXT, {"x": "x", 2025: "2025"}, [True, None, 1.5, "  ", "a\0b", "a\nb", ["x"]]),
         (FOLDER, {2025: "2025", "a b": "a b", "ü": "ü", "~": str}, [True, None, 1.5, "  ", "a\0b", "a::b", ["x"]]),
-        (INPUTS, {".": ["."], "[., /]": [".", "/"], (__file__, "."): [__file__, "."]}, [[], None, "none", [".", "none"]]),
+        (
+            INPUTS,
+            {".": ["."], "[., /]": [".", "/"], (__file__, "."): [__file__, "."]},
+            [[], None, "none", [".", "none"]],
+        ),
         (INPUT_FILE, {__file__: __file__, ".": "."}, ["none", "", None]),  # what lies in a folder is told later
         (INPUT_FOLDER, {".": "."}, ["none", __file__, "", None]),
         (FILE_OR_HUB, {"hub": "hub", __file__: __file__}, ["none", "Hub"]),

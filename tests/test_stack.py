@@ -93,7 +93,9 @@ def test_an_overlay_without_its_base_is_refused(stack, bases, one_line):
     one_line(raised, f"{stack[-1]}.yaml is an overlay of", bases)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if MARKS[name]["layer"] and name != "mlflow"])  # MONAI refuses that
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if MARKS[name]["layer"] and name != "mlflow"]
+)  # MONAI refuses that
 @pytest.mark.filterwarnings("ignore:Can't merge entry")
 def test_an_overlay_alone_runs_into_the_line_about_its_base(name):
     with assert_refused(f"{name}.yaml is an overlay of"):

@@ -105,9 +105,12 @@ def require_little_padding(seen: dict[str, Any], max_padding: float, quiet: bool
     what = f"{_times(size)} mm in {_times(seen['grid'])} voxels of {voxel[0] if len(set(voxel)) == 1 else ' x '.join(voxel)} mm"
     covered = seen["covered_mm"]
     if seen["padding"] > max_padding:
+        advice = f"set --field_of_view_mm \"[{','.join(f'{length:g}' for length in covered)}]\""
+        if np.all(np.asarray(covered) >= 0.9 * np.asarray(size)):  # of most volumes, but not of all
+            advice = "they differ much in size, and preprocess.yaml makes them equal"
         raise ValueError(
             f"the network would see {what}, but the volumes cover {_times(covered)} mm: {seen['padding']:.0%} of it would be "
-            f"padding; set --field_of_view_mm \"[{','.join(f'{length:g}' for length in covered)}]\", or raise max_padding"
+            f"padding; {advice}, or raise max_padding"
         )
     if not quiet:
         print(f"the network sees {what}" + ("" if covered is None else f"; {seen['padding']:.0%} of it is padding"))

@@ -185,8 +185,12 @@ _EVALUATE = {
     "real_dir": Setting(maybe(INPUT_FOLDER), "real volumes: prepared data set or folder of CT; null: phantoms"),
     "real_section": Setting(choice("training", "validation", "all"), "of a prepared data set"),
     "generated_dir": Setting(maybe(INPUT_FOLDER), "folder of generated NIfTI in HU"),
-    "generated_dirs": Setting(maybe(named(INPUT_FOLDER, "{'ours': 'A', 'other': 'B'}")), "several folders, with a name each"),
-    "training_dir": Setting(maybe(INPUT_FOLDER), "what the generator was trained on, to search for copies; null: real_dir"),
+    "generated_dirs": Setting(
+        maybe(named(INPUT_FOLDER, "{'ours': 'A', 'other': 'B'}")), "several folders, with a name each"
+    ),
+    "training_dir": Setting(
+        maybe(INPUT_FOLDER), "what the generator was trained on, to search for copies; null: real_dir"
+    ),
     "output_dir": Setting(FOLDER, "where the report is written"),
     "cache_dir": Setting(FOLDER, "what was measured of each volume; share it between evaluations to save time"),
     "metrics": Setting(maybe(several(TEXT)), "beginnings of names, such as ['FID','MMD']; null: all"),
@@ -195,7 +199,9 @@ _EVALUATE = {
     "grid": Setting(maybe(_GRID), "to compare at; null: that of the generated volumes", "voxels"),
     "field_of_view_mm": Setting(maybe(_FIELD_OF_VIEW), "goes with grid", "mm"),
     "hu_window": Setting(WINDOW, "HU are clipped to it before anything is measured", "HU"),
-    "feature_weights": Setting(maybe(FILE_OR_HUB), "Med3D's weights (resnet_50_23dataset.pth), or hub; null: random features"),
+    "feature_weights": Setting(
+        maybe(FILE_OR_HUB), "Med3D's weights (resnet_50_23dataset.pth), or hub; null: random features"
+    ),
     "bf16": _BF16,
     "seam_strides": Setting(several(whole(2, 256)), "distances of the patches whose seams are measured", "voxels"),
     "segmenter": Setting(COMPONENT, "of organs; totalsegmentator.yaml sets it"),
@@ -337,7 +343,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "review": _REVIEW,
     "review_score": _REVIEW_SCORE,
     "sampling_sweep": {
-        "checkpoints": Setting(named(INPUT_FILE, "{'shipped': 'bundle/models/model.pt'}"), "weights to sample, by name"),
+        "checkpoints": Setting(
+            named(INPUT_FILE, "{'shipped': 'bundle/models/model.pt'}"), "weights to sample, by name"
+        ),
         "predictor_ratios": Setting(several(number(1)), "values of p"),
         "num_inference_steps": Setting(several(whole(1, 1000)), "network calls per volume"),
         "num_samples": Setting(whole(1, 10 * MILLION), "volumes of each combination, from the same seeds"),

@@ -14,7 +14,6 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAda
 
 from .values import usable_device
 
-
 LARGEST = 1e30  # of a number without another bound: PyTorch refuses what single precision cannot hold
 
 

@@ -196,15 +196,18 @@ class TensorBoardLog(TensorBoardStatsHandler):
 
     def attach(self, engine: Engine) -> None:
         super().attach(engine)
-        engine.add_event_handler(Events.EPOCH_STARTED, self.hide_later_steps)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write_rate)
         engine.add_event_handler(
             Events.COMPLETED, self.epoch_completed
         )  # the last validation comes after the last epoch
 
-    def hide_later_steps(self, engine: Engine) -> None:
-        """Only now a continued run knows its step; TensorBoard drops what lies after it in older files."""
-        if self._writer is _UNMADE:  # until now the run could have been refused, and left a file
+    def start(self, engine: Engine) -> None:
+        """Makes the file, which a run that is refused must not leave.
+
+        Only now a continued run knows its step; TensorBoard drops what lies after it in older files.
+        """
+        if self._writer is _UNMADE:
             self._writer = SummaryWriter(log_dir=self.log_dir)
             start = SessionLog(status=SessionLog.START)
             self._writer.file_writer.add_event(Event(step=engine.state.iteration + 1, session_log=start))
@@ -216,11 +219,12 @@ class TensorBoardLog(TensorBoardStatsHandler):
     def write_validation(self, engine: Engine, writer: SummaryWriter) -> None:
         if self.validated < self.evaluator.state.epoch == engine.state.epoch:
             self.validated = engine.state.epoch
+            self.start(engine)  # a run may have nothing left to do but its last validation
             for name, value in self.evaluator.state.metrics.items():
-                writer.add_scalar(name, value, engine.state.iteration)
+                self._writer.add_scalar(name, value, engine.state.iteration)
             if self.pictures and (picture := picture_path(self.pictures, self.validated)).is_file():
                 pixels = np.asarray(Image.open(picture).convert("RGB"))
-                writer.add_image("denoised and sampled", pixels, engine.state.iteration, dataformats="HWC")
+                self._writer.add_image("denoised and sampled", pixels, engine.state.iteration, dataformats="HWC")
 
 
 class LastValidation:
