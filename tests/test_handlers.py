@@ -296,11 +296,13 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
 def test_the_log_begins_with_the_first_step_or_with_a_validation_that_was_left(tmp_path):
     """A run that is refused has no file; a continued one may have nothing to do but its last validation."""
     evaluator, trainer = Engine(lambda *_: None), Engine(lambda *_: None)
-    TensorBoardLog(str(tmp_path), evaluator, dict).attach(trainer)
+    log = TensorBoardLog(str(tmp_path), evaluator, dict)
+    log.attach(trainer)
     assert list(tmp_path.iterdir()) == []
     trainer.state.iteration, trainer.state.epoch, evaluator.state.epoch = 6, 2, 2
     evaluator.state.metrics = {"val_loss": 0.5}
     trainer.fire_event(Events.COMPLETED)
+    log._writer.flush()
     (logged,) = EventAccumulator(str(tmp_path)).Reload().Scalars("val_loss")
     assert (logged.step, logged.value) == (6, 0.5)
 
