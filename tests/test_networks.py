@@ -324,3 +324,17 @@ def test_depth_is_the_number_in_the_name(size, hidden_size):
         assert prdit_preset(f"PRDiT-{size}/0").residual is None
     assert len(large.residual.blocks) == 3
     assert count(large) - count(small) == pytest.approx(2 * (18 * hidden_size**2 + 15 * hidden_size) / 1e6)
+
+
+def test_sizes_beyond_the_memory_are_refused_before_any_is_taken(one_line):
+    with pytest.raises(ValueError) as raised:
+        prdit_preset("PRDiT-XS/1", hidden_size=60_000, num_heads=1, depth=200)
+    one_line(raised, "GB, but this machine has", "lower hidden_size, depth")
+
+
+def test_looking_whether_a_network_fits_draws_no_number():
+    networks = []
+    for build in (prdit_preset, lambda name: build_prdit(**preset_settings(name))):
+        torch.manual_seed(0)
+        networks.append(build("PRDiT-XS/1").state_dict())
+    assert all(torch.equal(networks[1][name], value) for name, value in networks[0].items())

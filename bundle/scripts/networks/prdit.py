@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..hardware import GB, memory_bytes
 from .base import DenoisingNetwork
 from .local_denoiser import LocalDenoiser
 from .residual_dit import ResidualDiT
+
+Network = TypeVar("Network", bound=nn.Module)
 
 # hidden size and number of heads of the published sizes
 SIZES = {"XS": (192, 6), "S": (384, 6), "B": (768, 12), "L": (1024, 16), "XL": (1152, 16)}
@@ -189,5 +192,28 @@ def preset_settings(name: str, **overrides: Any) -> dict:
 
 
 def prdit_preset(name: str, **overrides: Any) -> PRDiT:
-    """Builds a published size by name: PRDiT-XS, S, B, L or XL, then '/', then the depth (0 for stage 1 alone)."""
-    return build_prdit(**preset_settings(name, **overrides))
+    """Builds a published size by name: PRDiT-XS, S, B, L or XL, then '/', then the depth (0 for stage 1 alone).
+
+    Raises:
+        ValueError: see `build_prdit` and `built_if_it_fits`.
+    """
+    return built_if_it_fits(build_prdit, **preset_settings(name, **overrides))
+
+
+def built_if_it_fits(build: Callable[..., Network], *args: Any, **settings: Any) -> Network:
+    """What `build` makes of the settings, unless its weights alone are more than the memory of this machine.
+
+    PyTorch would fill the memory for minutes, and the system end the process, or another one.
+
+    Raises:
+        ValueError: in one line.
+    """
+    with torch.device("meta"):  # takes no memory
+        size = sum(one.numel() * one.element_size() for one in build(*args, **settings).parameters())
+    memory = memory_bytes("cpu")
+    if memory is not None and size > memory:
+        raise ValueError(
+            f"the weights of a network of these sizes take {size / GB:,.0f} GB, but this machine has {memory / GB:,.0f} GB; "
+            "lower hidden_size, depth or the patches"
+        )
+    return build(*args, **settings)

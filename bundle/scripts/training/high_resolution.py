@@ -19,6 +19,7 @@ from ..networks.high_resolution import (
     upsample_nearest,
 )
 from ..networks.layers import token_grid
+from ..networks.prdit import built_if_it_fits
 from ..schedulers import DiffusionProcess
 from .prepare_batch import SchedulerPrepareBatch
 from .stages import require_process, volumes_of
@@ -52,7 +53,7 @@ def high_resolution_network(
     """
     settings = read_settings(backbone_ckpt)
     require_process(backbone_ckpt, settings, process)
-    network = build_high_resolution(override_settings(settings["network"], overrides), **refiner)
+    network = built_if_it_fits(build_high_resolution, override_settings(settings["network"], overrides), **refiner)
     ours, theirs = volumes_of(data), volumes_of(settings["data"])
     wanted = high_resolution_grid(settings, network.factor)
     if ours["grid"] != wanted:
