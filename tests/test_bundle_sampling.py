@@ -57,21 +57,15 @@ def test_a_broken_sampling_run_continues_and_never_overwrites(trained, tmp_path,
     assert first.stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize(
-    ("count", "line"),
-    [
-        (1, "1 of 1 volume is there already in {}; --overwrite True makes it again"),
-        (2, "2 of 2 volumes are there already in {}; --overwrite True makes them again"),
-    ],
-)
-def test_volumes_that_are_there_are_told_and_nothing_else(count, line, trained, tmp_path, capsys):
-    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "output_dir": tmp_path, "num_inference_steps": 2}
-    for said in (f"{count} volume{'s' * (count > 1)} written to {{}}", line):
-        capsys.readouterr()
-        sample(**settings, num_samples=count)
-        out = capsys.readouterr().out
-        assert out.splitlines()[-1] == said.format(tmp_path)
-    assert "empty" not in out
+@pytest.mark.parametrize(("count", "facts"), [(1, ["1 volume is in", "makes it"]), (2, ["2 volumes are in", "makes them"])])
+def test_volumes_that_are_there_are_told_and_nothing_else(count, facts, trained, tmp_path, capsys):
+    settings = {"ckpt_path": trained / "ckpt" / "model.pt", "output_dir": tmp_path / "out", "num_inference_steps": 2}
+    sample(**settings, num_samples=count)
+    capsys.readouterr()
+    sample(**settings, num_samples=count)
+    out = capsys.readouterr().out
+    assert all(fact in out.splitlines()[-1] for fact in facts)
+    assert "empty" not in out  # what Ignite says of a loader without items
 
 
 def test_a_folder_is_not_continued_in_another_precision_or_on_another_kind_of_device(trained, tmp_path):

@@ -113,7 +113,7 @@ def tell_volumes(
     if not len(missing):
         print(
             f"{len(seeds)} of {count(len(seeds), 'volume')} {'is' if len(seeds) == 1 else 'are'} in {store.folder} already, "
-            "made with these settings; --overwrite True makes them again"
+            f"made with these settings; --overwrite True makes {'it' if len(seeds) == 1 else 'them'} again"
         )
         return
     seconds = engine.state.times.get("COMPLETED") or 0.0

@@ -93,15 +93,6 @@ class VolumeStore:
         how = f"after {total - len(self.todo) + made} of {count(total, 'volume')}; the same command"
         return f"{how}, without overwrite, continues" if self.overwrite else f"{how} continues"
 
-    def summary(self) -> str:
-        """What a run that came to its end has done, in a line."""
-        made, total = len(self.todo), len(self.items)
-        if made:
-            return f"{count(made, 'volume')} written to {self.folder}"
-        are, them = ("is", "it") if total == 1 else ("are", "them")
-        there = f"{total:,} of {count(total, 'volume')} {are} there already in {self.folder}"
-        return f"{there}; --overwrite True makes {them} again"
-
     def _is_sampled(self, seed: int) -> bool:
         path, sidecar = self.path(seed), self.sidecar(seed)
         if path.exists() and not is_generated(path):
