@@ -346,7 +346,7 @@ def test_bad_keys_and_places_are_refused(made, tmp_path):
         score(answers, answers / "Ana.json", tmp_path / "score")
     with assert_refused("nowhere.json cannot be read: No such file"):
         score(answers, tmp_path / "nowhere.json", tmp_path / "score")
-    with assert_refused("answers", "nowhere is not there"):
+    with assert_refused("answers must be a folder or file that exists", "nowhere"):
         score(tmp_path / "nowhere", made[0].with_name("study.key.json"), tmp_path / "score")
     with assert_refused("lies in study_dir"):
         score(answers, made[0].with_name("study.key.json"), made[0] / "score", study_dir=made[0])

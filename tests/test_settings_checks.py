@@ -92,8 +92,11 @@ def test_what_is_described_is_a_setting():
 
 
 @pytest.mark.parametrize("stack", STACKS, ids="+".join)
-def test_defaults_are_allowed_and_have_an_effect(stack):
+def test_defaults_are_allowed_and_have_an_effect(stack, tmp_path, monkeypatch):
     """What the config files say passes their own description; what nothing refers to is a setting of another stack."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "high_resolution.pt").touch()  # where training leaves them
+    monkeypatch.chdir(tmp_path)
     parser = merged(stack)
     described = described_settings(parser.config)
     plain = {name: one for name, one in described.items() if is_literal(parser[name])}
@@ -184,7 +187,7 @@ def refusal(stack, monkeypatch, *words, **settings):
     ("stack", "settings", "words"),
     [
         (("inference",), {"solvr": "heun"}, ["no setting solvr", "did you mean solver?"]),
-        (("train",), {"dry_run": True}, ["no setting dry_run"]),
+        (("train",), {"remove_table": True}, ["no setting remove_table"]),
         (("train",), {"max_epoch": 1}, ["no setting max_epoch", "max_epochs"]),
         (("evaluate", "wscore"), {"metrics": ["FID"]}, ["metrics has no effect with evaluate.yaml + wscore.yaml"]),
         (("train", "train_high_resolution"), {"depth": 4}, ["depth has no effect"]),
