@@ -57,7 +57,9 @@ def test_a_broken_sampling_run_continues_and_never_overwrites(trained, tmp_path,
     assert first.stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize(("count", "facts"), [(1, ["1 volume is in", "makes it"]), (2, ["2 volumes are in", "makes them"])])
+@pytest.mark.parametrize(
+    ("count", "facts"), [(1, ["1 volume is in", "makes it"]), (2, ["2 volumes are in", "makes them"])]
+)
 def test_volumes_that_are_there_are_told_and_nothing_else(count, facts, trained, tmp_path, capsys):
     settings = {"ckpt_path": trained / "ckpt" / "model.pt", "output_dir": tmp_path / "out", "num_inference_steps": 2}
     sample(**settings, num_samples=count)
