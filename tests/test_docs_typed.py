@@ -62,6 +62,7 @@ ELSEWHERE = {  # why a command is not typed here
     "mlflow.yaml": "test_tracking.py, where mlflow is installed",
     "settings_page.py": "test_settings_checks.py compares the page",
     "view_page.py": "test_view.py; needs a browser",
+    "side_by_side.py": "test_pictures.py",
     "onnx_export": "test_release.py, where onnx is installed",
     "review_score.yaml": "test_review.py, with answers of readers",
     "totalsegmentator.yaml": "test_organs.py, with a stand-in",

@@ -36,7 +36,9 @@ from scripts.settings.kinds import (
     whole,
 )
 
-ALONE = ("train", "inference", "evaluate", "preprocess", "export", "import_official", "view", "review", "review_score")
+ALONE = (
+    "train", "inference", "evaluate", "preprocess", "export", "export_dicom", "import_official", "view", "review", "review_score"
+)  # fmt: skip
 STACKS = (
     *((name,) for name in ALONE),
     ("train", "train_global"),
@@ -54,6 +56,7 @@ NEEDED = {
     "ckpt_path",
     "output_path",
     "official_ckpt",
+    "source",
     "source_dir",
     "dataset_dir",
     "residual_ckpt",

@@ -19,7 +19,7 @@ GOOD = [
     ["train", "finetune", "flow_matching"], ["inference", "flow_matching", "multi_gpu"],
     ["inference", "inference_high_resolution", "multi_gpu"], ["evaluate", "wscore", "sampling_sweep"],
     ["evaluate", "totalsegmentator", "sampling_sweep"], ["evaluate", "multi_gpu"], ["preprocess"], ["export"],
-    ["import_official"], ["view"], ["review"], ["review_score"],
+    ["export_dicom"], ["import_official"], ["view"], ["review"], ["review_score"],
 ]  # fmt: skip
 ORDERS = [
     (["train_global", "train"], "train.yaml, train_global.yaml"),

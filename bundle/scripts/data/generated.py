@@ -14,6 +14,8 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from ..files import PathLike, sha256_of
+from ..version import NAME
+from .dicom.writing import NO_PATIENT, Origin
 from .intensity import HU, from_hu, to_hu
 from .nifti import save_nifti
 
@@ -70,3 +72,22 @@ class GeneratedVolume:
         """HU (X, Y, Z), or what stands for HU, and the RAS affine (4, 4) in mm."""
         image = nib.Nifti1Image.from_filename(self.path)
         return to_hu(np.asanyarray(image.dataobj), self.facts.get("intensity", HU)), np.asarray(image.affine)
+
+    def origin(self) -> Origin:
+        """What a DICOM series says of it. The JSON is there."""
+        facts = {name: value for name, value in self.facts.items() if name not in ("versions", "volume_sha256")}
+        versions = self.facts.get("versions", {})
+        return Origin(
+            identity=json.dumps(facts, sort_keys=True),
+            synthetic=True,
+            description=f"Synthetic CT, seed {facts['seed']}",
+            derivation=f"Drawn from random noise by a generative neural network, PRDiT, with seed {facts['seed']}, the weights "
+            f"of sha256 {facts['weights_sha256']}, the sampler {facts['solver']} and {facts['num_inference_steps']} network "
+            f"calls. {NO_PATIENT} Made of the NIfTI file of sha256 {self.facts['volume_sha256']}.",
+            body_part="CHEST",
+            equipment={
+                "Manufacturer": "PRDiT",
+                "ManufacturerModelName": NAME,
+                "SoftwareVersions": [f"{package} {version}" for package, version in versions.items()],
+            },
+        )

@@ -94,7 +94,7 @@ def blank_warning(volume: Tensor, z_axis: int) -> Optional[str]:
     return None
 
 
-def check_hu(volume: Tensor, name: str, hu_window: Sequence[float] = (AIR_HU, -AIR_HU)) -> None:
+def check_hu(volume: Tensor, name: str, hu_window: Optional[Sequence[float]] = None) -> None:
     """Raises a ValueError naming the volume when its range alone says that its values are no HU; cheap.
 
     Values clipped to a window, as generated volumes are, reach its ends where they would have reached beyond them.
@@ -102,8 +102,9 @@ def check_hu(volume: Tensor, name: str, hu_window: Sequence[float] = (AIR_HU, -A
     lowest, highest = float(volume.min()), float(volume.max())
     if not math.isfinite(lowest - highest):
         raise ValueError(f"{name} has voxels that are not numbers")
-    if lowest > max(-400.0, hu_window[0] + 1) or highest < min(0.0, hu_window[1] - 1):  # files hold whole HU
+    low, high = hu_window or (AIR_HU, -AIR_HU)
+    if lowest > max(-400.0, low + 1) or highest < min(0.0, high - 1):  # files hold whole HU
+        hint = "" if hu_window is None else "; volumes that were clipped to a narrow window need that as hu_window"
         raise ValueError(
-            f"{name} is not a chest CT in HU: its values are {lowest:g} to {highest:g}, air would be near -1000; volumes "
-            "that were clipped to a narrow window need that as hu_window"
+            f"{name} is not a chest CT in HU: its values are {lowest:g} to {highest:g}, air would be near -1000{hint}"
         )

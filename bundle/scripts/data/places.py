@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Sequence
 
 from ..files import PathLike
+from .dicom.writing import is_written_series
 from .readers import DATA_SUFFIXES, HEADER_SUFFIXES, VOLUME_SUFFIXES
 
 
@@ -98,11 +99,21 @@ class _Walker:
         if not self._is_new(top):
             return
         for parent, folders, files in os.walk(top, onerror=refuse, followlinks=True):
-            folders[:] = [name for name in sorted(folders) if self._enters(os.path.join(parent, name), root)]
+            folders[:] = [
+                name
+                for name in sorted(folders)
+                if not self._is_copy(parent, name, files) and self._enters(os.path.join(parent, name), root)
+            ]
             headers = {name.lower() for name in files if name.lower().endswith(HEADER_SUFFIXES)}
             for name in sorted(files):
                 if not name.startswith(".") and not _is_data_of(headers, name.lower()):
                     self._file(os.path.join(parent, name), root, label, section)
+
+    def _is_copy(self, parent: str, name: str, files: Sequence[str]) -> bool:
+        """Whether a folder is the DICOM series that this bundle wrote of a NIfTI file beside it."""
+        copy = f"{name.removesuffix('_dicom')}.nii.gz" in files and is_written_series(os.path.join(parent, name))
+        self.left_out["DICOM of a volume that lies beside it"] += copy
+        return copy
 
     def _enters(self, folder: str, root: Path) -> bool:
         """Whether a folder is walked: it is not hidden, was not met before, and is no link to one above the place."""

@@ -8,9 +8,10 @@ import nibabel as nib
 import numpy as np
 from PIL.PngImagePlugin import PngInfo
 
+from ..data.dicom.writing import series_folder, write_series, written_series
 from ..data.generated import MARK, GeneratedVolume, is_generated
 from ..data.intensity import HU, to_hu
-from ..data.pictures import preview_picture
+from ..data.pictures import labelled_picture
 from ..data.readers import read_file
 from ..files import sha256_of, whole_file
 from ..review.viewer import Viewed, write_view
@@ -41,12 +42,13 @@ class Writer:
 
 
 class Preview(Writer):
-    """preview.png: the first four volumes."""
+    """preview.png: the first four volumes, see `labelled_picture`."""
 
     def finish(self, volumes: Sequence[GeneratedVolume], overwrite: bool) -> None:
         read = [volume.read() for volume in volumes[:_PICTURED]]
         size_mm = nib.affines.voxel_sizes(read[0][1]) * read[0][0].shape
-        picture, mark = preview_picture([hu for hu, _ in read], size_mm), PngInfo()
+        names, mark = [f"seed {volume.facts['seed']}" for volume in volumes[:_PICTURED]], PngInfo()
+        picture = labelled_picture([hu for hu, _ in read], size_mm, names, "Synthetic CT, drawn by PRDiT: no patient")
         mark.add_text("Description", MARK)
         path = volumes[0].path.with_name("preview.png")
         if path.exists() and not overwrite and MARK.encode() not in path.read_bytes():
@@ -86,7 +88,23 @@ def _viewed(volume: GeneratedVolume) -> Viewed:
     return Viewed(volume.name, load, unit=unit, digest=sha256_of(volume.path))
 
 
-WRITERS: dict[str, type[Writer]] = {"nifti": Writer, "preview": Preview, "view": View}  # the store itself writes NIfTI
+class Dicom(Writer):
+    """seed_000000_dicom: a CT series per volume, see `write_series`."""
+
+    def check(self, provenance: Mapping[str, Any]) -> None:
+        if provenance.get("intensity", HU) != HU:
+            raise ValueError("dicom needs volumes in HU; these weights make scaled ones (paper_compat)")
+
+    def is_there(self, volume: GeneratedVolume) -> bool:
+        header = written_series(series_folder(volume.path))
+        return header is not None and volume.facts.get("volume_sha256", "?") in header.DerivationDescription
+
+    def write(self, volume: GeneratedVolume) -> None:
+        write_series(*volume.read(), series_folder(volume.path), volume.origin())
+
+
+# the store itself writes NIfTI
+WRITERS: dict[str, type[Writer]] = {"nifti": Writer, "preview": Preview, "view": View, "dicom": Dicom}
 
 
 def writers_of(names: Sequence[Union[str, Writer]]) -> list[Writer]:

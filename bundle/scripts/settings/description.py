@@ -154,6 +154,7 @@ _SAMPLE = {
     "ckpt_path": Setting(INPUT_FILE, "weights (.pt) to sample, with their JSON beside them"),
     "output_dir": Setting(FOLDER, "where the volumes are written"),
     "writers": Setting(components(*WRITERS), "what is written; everything else is made of the NIfTI"),
+    "dicom": Setting(SWITCH, "writes a DICOM series of each volume too, also of those that are there already"),
     "num_samples": Setting(whole(1, 10 * MILLION), "volumes to make"),
     "seed": Setting(whole(0, LARGEST_SEED), "volume i is made from seed + i alone, whatever the batch"),
     "grid": Setting(maybe(_GRID), "of the volumes, along x, y, z; null: that of the weights", "voxels"),
@@ -306,6 +307,15 @@ SETTINGS: dict[str, dict[str, Setting]] = {
             maybe(choice("float32", "bfloat16", "float16", "float8_e4m3fn")), "of the matrices that see the time alone"
         ),
         **_GUIDANCE,
+    },
+    "export_dicom": {
+        "source": Setting(FOLDER, "NIfTI file in HU, or a folder of them"),
+        "output_dir": Setting(FOLDER, "gets a folder NAME_dicom for each NAME.nii.gz"),
+        "synthetic": Setting(
+            maybe(SWITCH), "whether the volumes are generated, not scans; null: the JSON beside generated ones says it"
+        ),
+        "body_part": Setting(maybe(TEXT), "BodyPartExamined of volumes that are not ours; null: not said"),
+        "overwrite": Setting(SWITCH, "replaces series of other volumes or settings"),
     },
     "import_official": {
         "official_ckpt": Setting(INPUT_FILE, "weights of the authors' code"),
