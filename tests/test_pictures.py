@@ -13,7 +13,7 @@ from scripts.data.pictures import _GAP, _LARGE, _line, labelled_picture, preview
 from scripts.data.transforms import grid_affine
 
 GRID, SIZE_MM = (32, 24, 40), (320.0, 240.0, 400.0)
-AXES = {"R": (0, 0), "L": (0, 1), "back": (1, 0), "front": (1, 1), "feet": (2, 0), "head": (2, 1)}
+AXES = {"L": (0, 0), "R": (0, 1), "back": (1, 0), "front": (1, 1), "feet": (2, 0), "head": (2, 1)}
 
 
 def marked(*sides):
@@ -73,7 +73,7 @@ def test_the_large_planes_are_those_of_the_preview_and_the_bar_is_as_long_as_it_
         assert np.array_equal(mine, alone[: _LARGE // 3, start + 30 : start + _LARGE - 30])
 
 
-@pytest.mark.parametrize("width", [120, 400])
+@pytest.mark.parametrize("width", [230, 400])
 def test_text_is_never_cut_off(width):
     """What is too wide is written smaller; the last letters keep a margin."""
     strip = np.asarray(_line("seed 9223372036854775807: 1024 x 1024 x 1024", width, 22))
