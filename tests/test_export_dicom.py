@@ -29,7 +29,7 @@ def read(folder):
 
 
 def export(source, folder, **settings):
-    run("run", ["export_dicom"], source=source, output_dir=folder, **settings)
+    run("run", ["export_dicom"], source_dir=source, output_dir=folder, **settings)
 
 
 @pytest.fixture
@@ -180,9 +180,9 @@ def test_what_is_no_hu_is_refused(chest, write_nifti, tmp_path, change, fact):
 
 def test_bad_places_and_names(chest, write_nifti, tmp_path):
     path = write_nifti(np.rint(chest), AFFINE, "in/a.nii.gz", np.int16)
-    with assert_refused("source nowhere does not exist"):
+    with assert_refused("source_dir nowhere does not exist"):
         export("nowhere", tmp_path / "dicom")
-    with assert_refused("lies in source"):
+    with assert_refused("lies in source_dir"):
         export(path.parent, path.parent / "dicom", synthetic=True)
     with assert_refused("body_part must be a term of DICOM in capitals"):
         export(path, tmp_path / "dicom", synthetic=True, body_part="left lung")

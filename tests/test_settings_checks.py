@@ -56,7 +56,6 @@ NEEDED = {
     "ckpt_path",
     "output_path",
     "official_ckpt",
-    "source",
     "source_dir",
     "dataset_dir",
     "residual_ckpt",

@@ -107,7 +107,7 @@ COMMANDS = {
     "import": Command(
         "the authors' weights -> weights of this bundle", ("import_official",), {"official_ckpt": "FILE", "ckpt_path": "WEIGHTS"}
     ),
-    "export-dicom": Command("volumes -> CT series for a PACS", ("export_dicom",), {"generated_dir": "VOLUMES", "output_dir": "OUT"}),
+    "export-dicom": Command("volumes -> CT series for a PACS", ("export_dicom",), {"source_dir": "VOLUMES", "output_dir": "OUT"}),
     "wscore": Command(
         "critics against real volumes (paper A.9.3)",
         ("evaluate", "wscore"),

@@ -23,7 +23,7 @@ from .readers import kind_of, read_file
 
 
 def export_dicom(
-    source: Optional[str],
+    source_dir: Optional[str],
     output_dir: str,
     synthetic: Optional[bool] = None,
     body_part: Optional[str] = "CHEST",
@@ -32,7 +32,7 @@ def export_dicom(
     """Writes a series of CT Image Storage for each NIfTI; what is there already stays, so that a broken run continues.
 
     Args:
-        source: a NIfTI file, or a folder whose NIfTI files are taken, in folders below it too.
+        source_dir: a NIfTI file, or a folder whose NIfTI files are taken, in folders below it too.
         output_dir: gets a folder NAME_dicom for each NAME.nii.gz, in the same folders below it.
         synthetic: whether the volumes are generated (True) or scans of somebody (False). Generated ones that lie beside
             their JSON say so themselves; for all others it is needed, since nobody may guess it.
@@ -46,8 +46,8 @@ def export_dicom(
         raise ValueError(
             f"body_part must be a term of DICOM in capitals, such as CHEST or ABDOMEN, or null, got {body_part}"
         )
-    found = _sources(source)
-    check_places({"source": source}, {"output_dir": output_dir})
+    found = _sources(source_dir)
+    check_places({"source_dir": source_dir}, {"output_dir": output_dir})
     folder = require_writable(output_dir, "output_dir")
     targets = {path: folder / relative for path, relative in found.items()}
     # all that can be refused is, before anything is written
@@ -65,15 +65,15 @@ def export_dicom(
     print(f"{written} series written to {output_dir}{there}")
 
 
-def _sources(source: Optional[str]) -> dict[str, Path]:
+def _sources(source_dir: Optional[str]) -> dict[str, Path]:
     """NIfTI files, each with the place of its series below output_dir."""
-    if source is None or not Path(source).exists():
-        raise ValueError(f"source {source} does not exist; give a NIfTI file or a folder of them")
-    alone = Path(source).is_file() and kind_of(source) != "NIfTI"
-    listed = {} if alone else list_files([source], Counter())
+    if source_dir is None or not Path(source_dir).exists():
+        raise ValueError(f"source_dir {source_dir} does not exist; give a NIfTI file or a folder of them")
+    alone = Path(source_dir).is_file() and kind_of(source_dir) != "NIfTI"
+    listed = {} if alone else list_files([source_dir], Counter())
     found = {path: series_folder(Path(one.relative)) for path, one in listed.items() if kind_of(path) == "NIfTI"}
     if not found:
-        raise ValueError(f"source {source} " + ("is no NIfTI file" if alone else "holds no NIfTI file"))
+        raise ValueError(f"source_dir {source_dir} " + ("is no NIfTI file" if alone else "holds no NIfTI file"))
     for target, count in Counter(found.values()).items():
         if count > 1:
             one, other, *_ = (path for path in found if found[path] == target)

@@ -309,7 +309,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         **_GUIDANCE,
     },
     "export_dicom": {
-        "source": Setting(FOLDER, "NIfTI file in HU, or a folder of them"),
+        "source_dir": Setting(FOLDER, "NIfTI file in HU, or a folder of them"),
         "output_dir": Setting(FOLDER, "gets a folder NAME_dicom for each NAME.nii.gz"),
         "synthetic": Setting(
             maybe(SWITCH), "whether the volumes are generated, not scans; null: the JSON beside generated ones says it"
