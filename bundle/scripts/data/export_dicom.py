@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Optional
@@ -111,6 +112,8 @@ def _export(path: str, target: Path, origin: Origin, overwrite: bool) -> bool:
         if is_label_map(volume.as_tensor()):
             raise ValueError("it holds labels, not HU")
         check_hu(volume.as_tensor(), "it")
+        for warning in volume.meta.get("warnings", []):
+            print(f"warning: {path}: {warning}", file=sys.stderr)
         values, affine = volume[0].numpy(), np.asarray(volume.affine, float)
         uid, there = series_uid(values, affine, origin), written_series(target)
         if there is not None and there.SeriesInstanceUID == uid:

@@ -111,16 +111,18 @@ def _grid(shape: Sequence[int], size_mm: Sequence[float]) -> str:
 def _labelled(volume: np.ndarray, view: str, window: str, size_mm: Sequence[float], pixels: int) -> Image.Image:
     """A square picture below a line that says what it is."""
     picture = Image.fromarray(_framed(_tile(volume, _VIEWS[view], WINDOWS[window], size_mm, pixels), pixels))
-    draw, font, outline = ImageDraw.Draw(picture), ImageFont.load_default(_TEXT), {"stroke_width": 2, "stroke_fill": 0}
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_TEXT)
     margin, middle, bottom = 8, picture.height // 2, picture.height - 12
-    left, right = _VIEWS[view].ends
-    draw.text((margin, middle), left, 255, font, anchor="lm", **outline)
-    draw.text((picture.width - margin, middle), right, 255, font, anchor="rm", **outline)
     scale = pixels / max(size_mm)
     bar = max([mm for mm in _BARS_MM if mm * scale <= pixels / 3], default=_BARS_MM[0])
-    end = margin + round(bar * scale)
-    draw.rectangle((margin - 1, bottom - 1, end, bottom + 3), 255, outline=0)
-    draw.text((margin, bottom - 5), f"{bar} mm", 255, font, anchor="ls", **outline)
+    draw.rectangle((margin - 1, bottom - 1, margin + round(bar * scale), bottom + 3), 255, outline=0)
+    left, right = _VIEWS[view].ends
+    for text, place, anchor in (
+        (left, (margin, middle), "lm"),
+        (right, (picture.width - margin, middle), "rm"),
+        (f"{bar} mm", (margin, bottom - 5), "ls"),
+    ):
+        draw.text(place, text, 255, font, anchor=anchor, stroke_width=2, stroke_fill=0)
     return stacked([_line(f"{view}, {window}", picture.width, _TEXT), picture])
 
 

@@ -141,6 +141,8 @@ class VolumeStore:
         with stoppable(self.progress):
             for volume, writer in lacking[idist.get_rank() :: idist.get_world_size()]:
                 writer.write(volume)
+        if lacking and idist.get_rank() == 0:
+            print(f"what was asked for now was made of {len({one.path for one, _ in lacking})} volumes that were there")
 
     def save(self, seed: int, volume: np.ndarray, affine: np.ndarray) -> None:
         """Writes one volume in HU (X, Y, Z), its JSON, and what the writers make of it."""

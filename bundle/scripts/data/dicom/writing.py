@@ -176,7 +176,7 @@ def _content(stack: _Stack, origin: Origin) -> str:
     for part in (stack.positions, stack.directions, np.array(stack.spacing)):
         digest.update(part.round(_POSITION_DIGITS).tobytes())
     digest.update(f"{stack.intercept} {stack.values.shape}".encode())
-    digest.update(np.ascontiguousarray(stack.values))
+    digest.update(stack.values.tobytes())
     return digest.hexdigest()
 
 
