@@ -138,6 +138,7 @@ class VolumeStore:
         sampled = {item["seed"] for item in self.todo}
         there = [self.volume(item["seed"]) for item in self.items if item["seed"] not in sampled]
         lacking = [(one, writer) for one in there for writer in self.writers if not writer.is_there(one)]
+        idist.barrier()  # all shares are of one list
         with stoppable(self.progress):
             for volume, writer in lacking[idist.get_rank() :: idist.get_world_size()]:
                 writer.write(volume)
