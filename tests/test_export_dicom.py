@@ -56,7 +56,7 @@ def test_dicom_is_asked_for_later_and_nothing_is_sampled_again(trained, tmp_path
     capsys.readouterr()
     sample(num_samples=2, dicom=True, **settings)
     said = capsys.readouterr().out
-    assert "0 volumes written" in said and "was made of 2 volumes that were there" in said
+    assert "2 of 2 volumes are in" in said and "was made of 2 volumes that were there" in said
     assert {path: path.stat().st_mtime_ns for path in times} == times
     series = [tmp_path / "out" / f"seed_{seed:06d}_dicom" for seed in range(2)]
     assert len({header(one).SeriesInstanceUID for one in series}) == 2
