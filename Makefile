@@ -18,8 +18,9 @@ TORCH = $(shell sed -n 's/^ *\(torch==.*\)/\1/p' setup.cfg)
 demo: .venv/stamp
 	@$(PY) bundle/prdit.py demo
 
+# a worker per core, each with one thread; the tests of a file stay together, for they share what they train
 test: .venv/stamp
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 slow: .venv/stamp
 	@$(PY) -m pytest -m slow
