@@ -27,6 +27,14 @@ class StopAt:
         )
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_heard():
+    """A shell lets what it runs in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def stop_at(tmp_path):
     """An overlay that ends a run by a signal: stop_at('train::handlers', iteration, signum) is its name."""
