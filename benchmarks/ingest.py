@@ -106,7 +106,9 @@ def main() -> None:
         name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in results.items()
     }
     for name, median in medians.items():
-        print(f"{name}: {median['seconds']:.1f} s, with imports {median['whole']:.1f} s, peak {median['gb']:.2f} GB (median of {arguments.repeats})")
+        print(
+            f"{name}: {median['seconds']:.1f} s, with imports {median['whole']:.1f} s, peak {median['gb']:.2f} GB (median of {arguments.repeats})"
+        )
     print(f"published / ours: {medians['published']['seconds'] / medians['ours']['seconds']:.1f}")
 
 
