@@ -180,6 +180,8 @@ class TensorBoardLog(TensorBoardStatsHandler):
         pictures: folder and start of the names of those of `TrainingPictures`, which comes before.
     """
 
+    _writer: Any  # MONAI's, without a type
+
     def __init__(
         self,
         log_dir: str,
