@@ -216,8 +216,11 @@ def require_grid(network: DenoisingNetwork, grid: Sequence[int]) -> None:
         sizes.insert(0, _local_grid(network.settings))
     for patch_size, stride in sizes:
         check_patches(patch_size, stride)
-        check_reflection(list(grid), patch_size, stride)
-        token_grid(list(grid), stride)
+        try:
+            check_reflection(list(grid), patch_size, stride)
+            token_grid(list(grid), stride)
+        except ValueError as error:  # which knows volumes, not settings
+            raise ValueError(f"grid does not suit the network: {error}") from None
 
 
 def parameters_to_train(network: nn.Module) -> list[nn.Parameter]:
