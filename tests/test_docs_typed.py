@@ -22,7 +22,8 @@ from test_high_resolution_training import HIGH
 from scripts.data import chest_phantom
 from scripts.data.transforms import grid_affine
 from scripts.inferers import save_volume
-from scripts.networks import official_state_dict, prdit_preset, save_weights
+from scripts.interop import official_state_dict
+from scripts.networks import prdit_preset, save_weights
 from scripts.networks.high_resolution import build_high_resolution
 from scripts.settings.checks import reached
 

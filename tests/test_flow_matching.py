@@ -8,7 +8,8 @@ import torch
 from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import RFlowScheduler
 
-from scripts.networks import import_official, network_from_official, read_settings
+from scripts.interop import import_official, network_from_official
+from scripts.networks import read_settings
 from scripts.schedulers import CosineSineScheduler, FlowMatchingScheduler, build_scheduler
 from scripts.training import PredictionLoss, SchedulerPrepareBatch, ValidationPrepareBatch, loss_terms
 

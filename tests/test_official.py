@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scripts.networks import build_prdit, network_from_official, official_state_dict
+from scripts.interop import network_from_official, official_state_dict
+from scripts.networks import build_prdit
 from scripts.schedulers import CosineSineScheduler
 
 VARIANTS = [("official_prdit_tiny.pt", "layer"), ("official_tf_tiny.pt", "rms")]

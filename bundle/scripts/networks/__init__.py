@@ -5,6 +5,5 @@ from .checkpoint import export_weights, network_from_checkpoint, read_settings, 
 from .guidance import Guidance, guidance_of
 from .high_resolution import HighResolutionPRDiT, build_high_resolution, build_network
 from .local_denoiser import LocalDenoiser
-from .official import import_official, network_from_official, official_state_dict
 from .prdit import PRDiT, build_prdit, prdit_preset, preset_settings
 from .residual_dit import ResidualDiT

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from .base import DenoisingNetwork
-from .high_resolution import HighResolutionPRDiT
+from ..networks.base import DenoisingNetwork
+from ..networks.high_resolution import HighResolutionPRDiT
 
 # (ours, theirs), applied to the start of a name; the first match holds
 _PREFIXES = (

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ..errors import require_writable
 from ..files import remove_leftovers, sha256_of
+from ..networks.base import DenoisingNetwork
+from ..networks.checkpoint import load_tensors, save_weights
+from ..networks.description import description_path, require_free
+from ..networks.high_resolution import build_network
+from ..networks.prdit import SIZES
 from ..overlap import check_places
 from ..schedulers import PROCESSES, build_scheduler
-from .base import DenoisingNetwork
-from .checkpoint import load_tensors, save_weights
-from .description import description_path, require_free
-from .high_resolution import build_network
 from .official_names import official_names
-from .prdit import SIZES
 
 
 def official_state_dict(network: DenoisingNetwork) -> dict[str, Tensor]:
