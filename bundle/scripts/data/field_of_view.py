@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any, Optional, Sequence, Union
 
@@ -16,6 +17,7 @@ from .transforms import three
 PHANTOM_MM = 320.0
 _LONGEST_SIDE = 64  # voxels
 _LOOKED_INTO = 16  # volumes of a plain folder
+_ROUNDING = 1e-3  # voxels
 
 
 def fit_volumes(
@@ -28,8 +30,8 @@ def fit_volumes(
     """The grid and the field of view to train with, where the user has not said them.
 
     The field of view is what the volumes of `dataset.json` cover; in a plain folder the median of what up to 16 of its
-    volumes cover; 320 mm for phantoms. The grid has cubic voxels, about 64 along the longest side, and whole strides; then
-    the field of view follows the grid, by less than half a stride.
+    volumes cover; 320 mm for phantoms. The grid has cubic voxels, about 64 along the longest side but none finer than those
+    of the volumes, and whole strides; then the field of view follows the grid, by less than half a stride.
 
     Args:
         datalist: from `ct_datalist`.
@@ -39,15 +41,18 @@ def fit_volumes(
         strides: of the network's patches; None is no stride.
 
     Returns:
-        'grid', 'field_of_view_mm' (one number where all three are equal), 'covered_mm', what the volumes cover, where
-        they are none of phantoms, and 'padding', the share of the field of view outside of the volumes.
+        'grid', 'field_of_view_mm' (one number where all three are equal), 'padding', the share of the field of view
+        outside of the volumes, and, None for phantoms, 'covered_mm' and 'spacing_mm' of the volumes along x, y, z.
     """
-    extents = _extents(datalist["training"], dataset_dir)
+    found = _extents(datalist["training"], dataset_dir)
+    extents, spacings = (None, None) if found is None else (found[:, 0], found[:, 1])
     typical = [PHANTOM_MM] * 3 if extents is None else np.median(extents, axis=0).tolist()
+    spacing = None if spacings is None else np.median(spacings, axis=0).tolist()
     size = three(typical if field_of_view_mm is None else field_of_view_mm)
     if grid is None:
         step = math.lcm(*(stride for stride in strides if stride))
-        voxel = max(size) / max(step, _LONGEST_SIDE // step * step)
+        most = _LONGEST_SIDE if spacing is None else min(_LONGEST_SIDE, int(max(size) / max(spacing) + _ROUNDING))
+        voxel = max(size) / max(step, most // step * step)
         grid = [step * max(1, round(length / voxel / step)) for length in size]
         size = [side * voxel for side in grid] if field_of_view_mm is None else size
     size = [round(length, 3) for length in size]
@@ -56,25 +61,27 @@ def fit_volumes(
         "grid": list(grid),
         "field_of_view_mm": size[0] if len(set(size)) == 1 else size,
         "covered_mm": None if extents is None else [round(length, 1) for length in typical],
+        "spacing_mm": spacing,
         "padding": 1 - float((np.asarray(covered) / size).prod(axis=-1).mean()),
     }
 
 
 def _extents(items: list[dict[str, Any]], dataset_dir: Union[None, str, Path]) -> Optional[np.ndarray]:
-    """Sizes of volumes in mm along x, y, z, (N, 3); None for phantoms or where no volume says it."""
+    """Sizes of volumes and of their voxels in mm along x, y, z, (N, 2, 3); None for phantoms or where no volume says it."""
     if dataset_dir is None:
         return None
     file = Path(dataset_dir) / "dataset.json"
     content = json.loads(file.read_text()) if file.is_file() else {}
     if {"size", "spacing_mm"} <= content.keys():
-        return np.multiply(three(content["size"]), three(content["spacing_mm"]))[None]
+        spacing = three(content["spacing_mm"])
+        return np.array([[np.multiply(three(content["size"]), spacing), spacing]])
     found = [_extent(item) for item in items[:: len(items) // _LOOKED_INTO + 1]]
     known = [extent for extent in found if extent is not None]
     return np.stack(known) if known else None
 
 
 def _extent(item: dict[str, Any]) -> Optional[np.ndarray]:
-    """Size of one volume in mm along x, y, z; None where it cannot be read, which loading tells in its own words."""
+    """Sizes of one volume and of its voxels, (2, 3); None where it cannot be read, which loading tells in its own words."""
     try:
         if "series" in item:
             series = item["series"]
@@ -86,14 +93,16 @@ def _extent(item: dict[str, Any]) -> Optional[np.ndarray]:
             volume = read_file(item["image"])
             shape, affine = tuple(volume.shape[1:]), np.asarray(volume.affine)
         axes = nib.io_orientation(affine)[:, 0].astype(int)
-        lengths = np.linalg.norm(affine[:3, :3], axis=0) * shape
-        return lengths[np.argsort(axes)]
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        return np.stack([spacing * shape, spacing])[:, np.argsort(axes)]
     except Exception:  # readers raise whatever they like on a broken file
         return None
 
 
 def require_little_padding(seen: dict[str, Any], max_padding: float, quiet: bool = False) -> None:
     """Says what the network sees; ValueError in one line where too much of it lies outside of the volumes.
+
+    Warns of a grid that is finer than the volumes, which adds work and no detail.
 
     Args:
         seen: from `fit_volumes`.
@@ -112,8 +121,16 @@ def require_little_padding(seen: dict[str, Any], max_padding: float, quiet: bool
             f"the network would see {what}, but the volumes cover {_times(covered)} mm: {seen['padding']:.0%} of it would be "
             f"padding; {advice}, or raise max_padding"
         )
-    if not quiet:
-        print(f"the network sees {what}" + ("" if covered is None else f"; {seen['padding']:.0%} of it is padding"))
+    if quiet:
+        return
+    print(f"the network sees {what}" + ("" if covered is None else f"; {seen['padding']:.0%} of it is padding"))
+    fits = [int(length / one + _ROUNDING) for length, one in zip(size, seen["spacing_mm"] or [])]
+    if any(side > most for side, most in zip(seen["grid"], fits)):
+        print(
+            f"warning: the grid is finer than the volumes, which have {_times(fits)} voxels there: that takes time and "
+            "memory, and adds no detail; give a smaller grid, or prepare the data with a smaller spacing",
+            file=sys.stderr,
+        )
 
 
 def _times(values: Sequence[float]) -> str:
