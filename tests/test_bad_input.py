@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser
 from review_studies import answer, make_study, write_answers
 
 from scripts import errors
-from scripts.settings.checks import described_settings, reached
+from scripts.settings.reach import described_settings, reached
 
 VALUES = (
     "x", "", "a,b", "1e-4", "$None", 0, 1, -1, 1.5, 1e30, 10**12, float("nan"), float("inf"), True, False,

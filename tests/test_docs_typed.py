@@ -25,7 +25,7 @@ from scripts.inferers import save_volume
 from scripts.interop import official_state_dict
 from scripts.networks import prdit_preset, save_weights
 from scripts.networks.high_resolution import build_high_resolution
-from scripts.settings.checks import reached
+from scripts.settings.reach import reached
 
 NETWORK = {
     "grid": [16, 16, 16], "hidden_size": 24, "num_heads": 4, "patch_size": 6, "stride": 4, "local_patch_size": 4,

@@ -181,7 +181,7 @@ def test_what_is_no_hu_is_refused(chest, write_nifti, tmp_path, change, fact):
 
 def test_bad_places_and_names(chest, write_nifti, tmp_path):
     path = write_nifti(np.rint(chest), AFFINE, "in/a.nii.gz", np.int16)
-    with assert_refused("source_dir nowhere does not exist"):
+    with assert_refused("source_dir must be a file or folder that exists", "nowhere"):
         export("nowhere", tmp_path / "dicom")
     with assert_refused("lies in source_dir"):
         export(path.parent, path.parent / "dicom", synthetic=True)
@@ -190,6 +190,10 @@ def test_bad_places_and_names(chest, write_nifti, tmp_path):
     (tmp_path / "in" / "b.txt").write_text("")
     with assert_refused("is no NIfTI file"):
         export(tmp_path / "in" / "b.txt", tmp_path / "dicom")
+    for name, content in (("text.nii.gz", b"no CT"), ("whole.nii.gz", gzip.compress(b"no CT")), ("text.nii", b"no CT")):
+        (tmp_path / name).write_bytes(content)
+        with assert_refused(f"{name} cannot become DICOM: cannot be read"):  # before anybody is asked what it is
+            export(tmp_path / name, tmp_path / "dicom")
     export(path, tmp_path / "dicom", synthetic=True)
     with assert_refused("is the series of another volume or was written with other settings"):
         export(path, tmp_path / "dicom", synthetic=False)

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 import tqdm
 from bundle_runs import CONFIGS, assert_refused
+from monai.bundle import ConfigParser
 from test_docs import check_run
+from test_settings_checks import STACKS
 
 from scripts.commands import run
-from scripts.commands.stacks import overlays
+from scripts.commands.stacks import merged, overlays
 from scripts.commands.table import ABOUT, COMMANDS, available
+from scripts.settings.reach import reached
 
 PRDIT = CONFIGS.parent / "prdit.py"
 TRAIN, GLOBAL, REFINER = (["train"], ["train", "train_global"], ["train", "train_high_resolution"])
@@ -88,7 +91,8 @@ def test_every_command_is_a_command_of_monai(name, capsys):
         assert set(command.positions) <= set(given)
     known = {"output_dir": "x", **{setting: "y" for setting in command.short.values()}}
     for typed, setting in command.short.items():
-        (_, given), *_ = shown(capsys, name, f"--{typed}", known[setting])
+        places = [word for one in command.positions if one != setting for word in (f"--{one}", "x")]
+        (_, given), *_ = shown(capsys, name, f"--{typed}", known[setting], *places)
         assert given[setting] == "y"
 
 
@@ -106,9 +110,12 @@ def test_none_is_what_monai_takes_for_none(capsys):
 
 def test_a_folder_stands_for_its_weights(capsys, tmp_path):
     (tmp_path / "C").mkdir()
-    assert "no model.pt" in refused(capsys, "sample", "C")
+    assert "no model.pt" in refused(capsys, "sample", "C", "o")
     (tmp_path / "C" / "local.pt").touch()
-    assert shown(capsys, "sample", "C")[0][1] == {"ckpt_path": "C/local.pt"}  # and inference.yaml refuses stage 1
+    assert shown(capsys, "sample", "C", "o")[0][1] == {
+        "ckpt_path": "C/local.pt",
+        "output_dir": "o",
+    }  # and inference.yaml refuses stage 1
     (tmp_path / "C" / "model.pt").touch()
     assert shown(capsys, "sample", "C", "o")[0][1] == {"ckpt_path": "C/model.pt", "output_dir": "o"}
 
@@ -137,6 +144,8 @@ def test_training_is_both_stages_and_the_refiner(capsys):
     assert third[0] == REFINER
     assert third[1]["backbone_ckpt"] == "C/model.pt" and third[1]["factor"] == "2" and third[1]["refiner_stride"] == "4"
     assert "grid" not in third[1] and "depth" not in third[1]
+    stages = shown(capsys, "train", "D", "C", "--up", "2", "--hidden_size", "24")  # which the refiner does not use
+    assert ["hidden_size" in given for _, given in stages] == [True, True, False]
 
 
 def test_overlays_come_in_their_order(capsys):
@@ -145,7 +154,7 @@ def test_overlays_come_in_their_order(capsys):
     assert [stack for stack, _ in stacks] == [[*TRAIN, *tail], [*GLOBAL, *tail]]
     assert shown(capsys, "train", "D", "C", "--finetune_from", "x.pt")[0][0] == ["train", "finetune"]
     assert shown(capsys, "train", "D", "C", "--residual_ckpt", "x.pt")[0][0] == ["train", "train_new_local"]
-    assert shown(capsys, "evaluate", "o", "--with", "totalsegmentator")[0][0] == ["evaluate", "totalsegmentator"]
+    assert shown(capsys, "evaluate", "o", "r", "--with", "totalsegmentator")[0][0] == ["evaluate", "totalsegmentator"]
 
 
 @pytest.mark.parametrize(
@@ -168,11 +177,69 @@ def test_overlays_come_in_their_order(capsys):
         ("train D C E", ("DATA WEIGHTS", "'E'")),
         ("sample C out --output_dir o", ("output_dir", "twice")),
         ("sample --seed 1 --seed 2", ("seed", "twice")),
+        ("train D", ("WEIGHTS is missing: prdit train DATA WEIGHTS",)),
+        ("sample C", ("OUT is missing: prdit sample WEIGHTS OUT",)),
+        ("evaluate O", ("OUT is missing: prdit evaluate VOLUMES OUT",)),
+        ("evaluate", ("VOLUMES is missing: prdit evaluate VOLUMES OUT",)),
+        ("prepare", ("SOURCE and DATA are missing: prdit prepare SOURCE DATA",)),
+        ("prepare --source_dir S", ("DATA is missing",)),
+        ("review-score A K", ("OUT is missing: prdit review-score ANSWERS KEY OUT",)),
+        (
+            "train --with train_high_resolution --hidden_size 24",
+            ("hidden_size has no effect with train.yaml + train_high",),
+        ),
     ],
 )
 def test_what_is_not_right_is_one_line(words, facts, capsys):
     error = refused(capsys, *words.split(), "--show")
     assert [fact for fact in facts if fact not in error] == []
+
+
+@pytest.mark.parametrize(
+    "words, facts",
+    [
+        ("prepare nowhere D", ("source_dir must be a folder or file that exists", "'nowhere'")),
+        ("train nowhere C", ("dataset_dir must be a folder that exists", "'nowhere'")),
+        ("train . C --up 2 --depth 300", ("depth must be a whole number from 0 to 256", "300")),
+        ("train . C --refiner_stride 0 --up 2", ("refiner_stride must be",)),
+        ("sample nowhere.pt o", ("ckpt_path must be a file that exists",)),
+        ("demo -n 1.5", ("num_samples must be a whole number", "1.5")),
+        ("demo --dicom maybe", ("dicom must be True or False", "'maybe'")),
+        ("demo --num_samples None", ("num_samples is needed",)),
+        ("plan demo --solver heunn", ("solver must be one of", "'heunn'")),
+        ("evaluate . r --generated_dirs {'a':nowhere}", ("generated_dirs must be names with values",)),
+    ],
+)
+def test_a_wrong_value_is_one_line_before_anything_starts(words, facts, monkeypatch, capsys):
+    monkeypatch.setattr("scripts.commands.main.start", None)
+    error = refused(capsys, *words.split())
+    assert [fact for fact in facts if fact not in error] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "demo --batch_size null --bf16=None --grid [64,64,64] --seed $1+1",
+        "demo 2025 --device cuda:0",
+        "train --betas [0.9,0.99]",
+    ],
+)
+def test_what_is_right_is_started(words, monkeypatch):
+    started = []
+    monkeypatch.setattr("scripts.commands.main.start", lambda one, verbose: started.append(one) or 0)
+    run(words.split())
+    assert len(started) == (2 if words.startswith("train") else 1)
+
+
+def test_stacks_are_merged_as_monai_merges_them():
+    for stack in STACKS:
+        parser = ConfigParser()
+        parser.read_config([str(CONFIGS / f"{name}.yaml") for name in stack])
+        ours, theirs = merged(stack), {name: one for name, one in parser.config.items() if name != parser.meta_key}
+        assert list(ours) == list(theirs)
+        for name in set(ours) - {"run", "training"}:  # two names of one list there, to which an overlay adds twice
+            assert ours[name] == theirs[name]
+        assert reached(ours) == reached(theirs)
 
 
 def test_help_lists_the_settings(capsys):
@@ -194,13 +261,26 @@ def test_every_overlay_is_found(base):
     assert ("mlflow" in overlays(base)) == (base == "train")
 
 
-def test_a_list_of_commands_and_a_typing_error_wait_for_no_library():
+def test_help_and_typing_errors_wait_for_no_library():
     """PyTorch and MONAI take ten seconds; the line is there before them, in any folder."""
-    check = f"import sys, runpy; sys.argv = ['prdit', 'sample', '--show']; runpy.run_path({str(PRDIT)!r}, run_name='__main__')"
-    check += "; assert not {'torch', 'monai', 'ignite'} & set(sys.modules)"
-    subprocess.run(
-        [sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": ""}
-    )
+    lines = [
+        "",
+        "smaple",
+        "sample --show",
+        "sample --help",
+        "train --help all",
+        "train D",
+        "train nowhere C",
+        "demo -n x",
+    ]
+    check = f"""
+import contextlib, runpy, sys
+for line in {lines}:
+    sys.argv = ["prdit", *line.split()]
+    with contextlib.suppress(SystemExit):
+        runpy.run_path({str(PRDIT)!r}, run_name="__main__")
+assert not {{"torch", "monai", "ignite"}} & set(sys.modules)"""
+    subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, env={**os.environ, "PYTHONPATH": ""})
 
 
 def test_a_run_says_what_counts_and_no_more(trained, capsys):
@@ -222,8 +302,8 @@ def test_a_run_says_what_counts_and_no_more(trained, capsys):
 
 
 def test_a_run_that_ends_early_ends_prdit(trained, capsys):
-    with assert_refused("num_samples must be"):  # the hook that the run has set makes one line of it
-        run(["sample", str(trained / "ckpt"), "o", "-n", "0", "--device", "cpu"])
+    with assert_refused("memory_gb is 0.1"):  # the hook that the run has set makes one line of it
+        run(["sample", str(trained / "ckpt"), "o", "--memory_gb", "0.1", "--device", "cpu"])
     assert sys.excepthook is not sys.__excepthook__
     assert "next" not in capsys.readouterr().out
 
@@ -239,6 +319,7 @@ def test_finished_stages_are_left_alone(monkeypatch, tmp_path, capsys):
         return 0
 
     monkeypatch.setattr("scripts.commands.main.start", pretend)
+    Path("D").mkdir()
     run(["train", "D", "C", "--stage", "1"])
     assert started == ["local"]
     run(["train", "D", "C"])
@@ -252,6 +333,7 @@ def test_finished_stages_are_left_alone(monkeypatch, tmp_path, capsys):
 
 def test_next_comes_after_a_data_set_with_rejected_scans_too(monkeypatch, capsys):
     monkeypatch.setattr("scripts.commands.main.start", lambda one, verbose: 2)
+    Path("S").mkdir()
     for made in (False, True):  # all scans rejected, or some
         with pytest.raises(SystemExit) as end:
             run(["prepare", "S", "D"])

@@ -11,7 +11,11 @@ from bundle_runs import CONFIGS, config_files
 from monai.bundle import ConfigParser
 
 from scripts.errors import root_cause
-from scripts.settings.checks import convert_settings, described_settings, reached
+from scripts.inferers.writers import WRITERS
+from scripts.schedulers import PROCESSES, SOLVERS, SPACINGS
+from scripts.schedulers.process import TRAINING_TIMES
+from scripts.settings import choices
+from scripts.settings.checks import convert_settings
 from scripts.settings.description import SETTINGS
 from scripts.settings.kinds import (
     FILE,
@@ -35,6 +39,7 @@ from scripts.settings.kinds import (
     sides,
     whole,
 )
+from scripts.settings.reach import described_settings, reached
 
 ALONE = (
     "train", "inference", "evaluate", "preprocess", "export", "export_dicom", "import_official", "view", "review", "review_score"
@@ -70,6 +75,12 @@ def merged(stack):
     parser = ConfigParser()
     parser.read_config(config_files(*stack))
     return parser
+
+
+def test_names_to_choose_from_are_those_that_there_are():
+    there = {"SOLVERS": SOLVERS, "SPACINGS": SPACINGS, "PROCESSES": PROCESSES, "TRAINING_TIMES": TRAINING_TIMES}
+    for name, names in {**there, "WRITERS": WRITERS}.items():
+        assert getattr(choices, name) == tuple(names)
 
 
 def is_literal(value):

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..settings.help import NAME_WIDTH
-from .runs import runs_of
-from .stacks import overlays, recipes
-from .table import CONFIGS, Command
+from ..settings.help import NAME_WIDTH, print_help
+from ..settings.reach import described_settings, reached
+from .runs import added_overlays
+from .stacks import in_order, merged, overlays, recipes
+from .table import Command
 from .typed import Typed
 
 
 def print_command(name: str, command: Command, typed: Typed) -> None:
     """Prints the command, its most important settings, and with `--help all` the others."""
-    from monai.bundle import ConfigParser
-
-    from ..settings.checks import described_settings, reached
-    from ..settings.help import print_help
-
     every = typed.settings.pop("help", typed.settings.pop("h", "")) == "all"
     positions = " ".join(command.positions.values())
     print(f"prdit {name} {positions}   {command.sentence}")
-    stack = runs_of(name, command, Typed([], {k: v for k, v in typed.settings.items() if k in ("recipe", "with")}))[
-        0
-    ].stack
-    parser = ConfigParser()
-    parser.read_config([str(CONFIGS / f"{part}.yaml") for part in stack])
-    config: Any = parser.config
-    config.update(command.defaults)
+    stack = in_order(command.stack, added_overlays(command.stack[0], typed))
+    config = {**merged(tuple(stack)), **command.defaults}
     described = {one: setting for one, setting in described_settings(config).items() if one in reached(config)}
     first = [one for one in (*command.positions, *command.main) if one in described]
     chosen = [*first, *(one for one in described if one not in first)] if every or not command.main else first
-    print_help(parser, {one: described[one] for one in chosen})
+    print_help(config, {one: described[one] for one in chosen})
     for line in _own(command.stack[0]):
         print(line)
     if len(chosen) < len(described):

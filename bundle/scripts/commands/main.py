@@ -6,10 +6,11 @@ import os
 import sys
 from typing import Optional, Sequence
 
+from .checks import check_values
 from .finished import is_finished, mark_finished
 from .plan import planned
 from .runs import SWITCHES, Run, runs_of
-from .stacks import keys
+from .stacks import merged
 from .start import run_monai, start
 from .table import ABOUT, Command, available
 from .typed import nearest, read_words
@@ -61,6 +62,8 @@ def _run(words: list[str]) -> None:
         return print_command(name, command, typed)
     show, verbose = (typed.take(switch) is not None for switch in SWITCHES)
     runs = runs_of(name, command, typed)
+    if not show:
+        check_values(runs)
     runs = planned(runs) if plan else runs
     if show:
         return print("\n".join(one.line() for one in runs))
@@ -100,4 +103,4 @@ def _status(one: Run, plan: bool, verbose: bool) -> int:
 
 def _filled(text: str, last: Run) -> str:
     """Text with the settings of a run in its braces."""
-    return text.format_map({**keys(last.stack), **last.settings, "weights": last.weights()})
+    return text.format_map({**merged(last.stack), **last.settings, "weights": last.weights()})

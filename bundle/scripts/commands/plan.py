@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Mapping, Sequence
 
 from .runs import GLOBAL, LOCAL, Run
-from .stacks import content, keys
+from .stacks import content, merged
 
 _VOLUMES = ("grid", "field_of_view_mm", "hu_window")  # which stage 2 takes from the weights of stage 1
 
@@ -26,7 +26,7 @@ def planned(runs: Sequence[Run]) -> list[Run]:
 
 
 def _planned(run: Run, volumes: Mapping[str, str]) -> Run:
-    config = keys(run.stack)
+    config = merged(run.stack)
     if "dry_run" not in config:
         raise ValueError("plan is for prepare, train and sample")
     settings: dict[str, Any] = {**run.settings}

@@ -6,17 +6,18 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
+from typing import Iterable, Mapping, Optional, Sequence
 
-from .stacks import PROCESSES, STAGE_LAYER, in_order, keys, marks, overlays, recipes
+from ..settings.reach import described_settings, reached, require_effect
+from .stacks import PROCESSES, STAGE_LAYER, in_order, marks, merged, overlays, recipes
 from .table import CONFIGS, Command
-from .typed import Typed, named, nearest
+from .typed import Typed, missing, named, nearest
 
 OWN = ("recipe", "with", "gpus")  # flags of prdit for every run
 OF_TRAINING = ("stage", "up")  # … and of training
 SWITCHES = ("show", "verbose")
 LOCAL, GLOBAL, REFINER = "local", "model", "high_resolution"  # names of the weights' files
-_NOTHING = {"None": "$None", "null": "$None"}  # MONAI drops a plain None
+NOTHING = {"None": "$None", "null": "$None"}  # MONAI drops a plain None
 _STAGES = {LOCAL: "the local denoiser", GLOBAL: "the global residual", REFINER: "the refiner of a finer grid"}
 # settings that one stage alone takes where several are trained: the next ones take theirs from the weights before
 _OF_STAGE = {
@@ -49,13 +50,13 @@ class Run:
         """The words after `monai.bundle`."""
         paths = [_short(CONFIGS / f"{name}.yaml") for name in self.stack]
         files = paths[0] if len(paths) == 1 else "[" + ",".join(f"'{path}'" for path in paths) + "]"
-        settings = [word for name, value in self.settings.items() for word in (f"--{name}", _NOTHING.get(value, value))]
+        settings = [word for name, value in self.settings.items() for word in (f"--{name}", NOTHING.get(value, value))]
         return ["run", *([self.run_id] if self.run_id else []), "--config_file", files, *settings]
 
     def weights(self) -> Path:
         """Where a training leaves its weights."""
-        ckpt_dir = self.settings.get("ckpt_dir", keys(self.stack).get("ckpt_dir", "."))
-        return Path(ckpt_dir).expanduser() / f"{self.stage or keys(self.stack).get('stage')}.pt"
+        ckpt_dir = self.settings.get("ckpt_dir", merged(self.stack).get("ckpt_dir", "."))
+        return Path(ckpt_dir).expanduser() / f"{self.stage or merged(self.stack).get('stage')}.pt"
 
     def line(self) -> str:
         """The command as a user of MONAI types it."""
@@ -79,22 +80,36 @@ def runs_of(name: str, command: Command, typed: Typed) -> list[Run]:
     Raises:
         ValueError: in one line, for what is not right in it.
     """
-    added = _added(command.stack[0], typed)
+    added = added_overlays(command.stack[0], typed)
     processes = _number(typed.take("gpus"), "gpus", 1)
     if processes > 1:
         added.append(PROCESSES)
     stage, up = (typed.take("stage"), typed.take("up")) if command.stack[0] == "train" else (None, None)
     settings = {**command.defaults, **named(typed, command.positions, command.short, f"prdit {name}")}
+    _require_places(name, command, settings)
     if command.stack[0] == "train":
         return _training(command.stack, added, settings, processes, stage, up)
     if command.stack[0] == "inference" and "ckpt_path" in settings:
         settings["ckpt_path"] = _weights_in(settings["ckpt_path"])
     stack = in_order(command.stack, added)
-    _require_known(name, settings, stack)
+    _require_known(name, settings, [stack])
     return [Run(tuple(stack), settings, processes=processes)]
 
 
-def _added(base: str, typed: Typed) -> list[str]:
+def _require_places(name: str, command: Command, settings: Mapping[str, str]) -> None:
+    """Names the places that have no default and are not given."""
+    config, lacking = merged(command.stack), []
+    for setting, place in command.positions.items():
+        if setting in settings or config[setting] is not None:
+            continue
+        other = command.instead.get(setting)
+        if other not in settings if other else not described_settings(config)[setting].kind.allows(None):
+            lacking.append(place)
+    if lacking:
+        raise missing(lacking, command.positions, f"prdit {name}")
+
+
+def added_overlays(base: str, typed: Typed) -> list[str]:
     """Overlays that were asked for by name."""
     recipe, others = typed.take("recipe"), typed.take("with")
     known = recipes(base)
@@ -112,12 +127,14 @@ def _number(value: Optional[str], setting: str, least: int) -> int:
     return int(value)
 
 
-def _require_known(name: str, settings: Mapping[str, str], stack: Sequence[str]) -> None:
-    known = keys(stack)
+def _require_known(name: str, settings: Mapping[str, str], stacks: Iterable[Sequence[str]]) -> None:
+    configs = [merged(tuple(stack)) for stack in stacks]
+    known = {setting for config in configs for setting in config}
     for setting in settings:
         first = setting.replace("#", "::").split("::")[0]
         if first not in known:
             raise ValueError(f"no setting {first}{nearest(first, known) or ' here'}  (prdit {name} --help)")
+    require_effect(settings, *configs)
 
 
 def _weights_in(place: str) -> str:
@@ -156,15 +173,15 @@ def _training(
         stacks = {"": in_order(base, added)}
     else:
         stacks = _stages(list(base), added, stage, up)
-    _require_known("train", settings, [part for stack in stacks.values() for part in stack])
+    _require_known("train", settings, stacks.values())
     runs = []
     for number, (name, stack) in enumerate(stacks.items(), 1):
         given = settings
         if len(stacks) > 1:
-            theirs = keys(stack)
+            theirs = reached(merged(tuple(stack)))
             given = {one: value for one, value in given.items() if one in theirs and _OF_STAGE.get(one, name) == name}
         if name == REFINER:
-            ckpt_dir = settings.get("ckpt_dir", keys(base)["ckpt_dir"])
+            ckpt_dir = settings.get("ckpt_dir", merged(tuple(base))["ckpt_dir"])
             given = {**given, "backbone_ckpt": os.path.join(ckpt_dir, f"{GLOBAL}.pt"), "factor": str(factor)}
         runs.append(Run(tuple(stack), given, "training", processes, _title(name, number, len(stacks)), name))
     return runs

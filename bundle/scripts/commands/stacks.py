@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import lru_cache
 from typing import Any, Iterable, Sequence
 
@@ -19,7 +20,8 @@ PROCESSES = "multi_gpu"
 @lru_cache(maxsize=None)
 def content(name: str) -> dict[str, Any]:
     """A config file as it stands."""
-    return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
+    return yaml.load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"), loader)
 
 
 @lru_cache(maxsize=None)
@@ -62,7 +64,17 @@ def in_order(stack: Sequence[str], added: Iterable[str]) -> list[str]:
     return names
 
 
-def keys(stack: Sequence[str]) -> dict[str, Any]:
-    """What stands at the top of the files of a stack, by name; later files replace what earlier ones say."""
-    merged = {name.lstrip("+"): value for part in stack for name, value in content(part).items()}
-    return {name.split("::")[0]: value for name, value in merged.items()}
+@lru_cache(maxsize=None)
+def merged(stack: tuple[str, ...]) -> dict[str, Any]:
+    """The files of a stack as MONAI merges them: later ones replace what earlier ones say, `+` adds to a list or table."""
+    config: dict[str, Any] = {}
+    for part in stack:
+        for name, value in deepcopy(content(part)).items():
+            *path, last = name.lstrip("+").split("::")
+            place = config
+            for one in path:
+                place = place[one]
+            if name.startswith("+") and last in place:
+                value = {**place[last], **value} if isinstance(value, dict) else [*place[last], *value]
+            place[last] = value
+    return config

@@ -20,6 +20,7 @@ class Command:
         main: settings that `--help` lists first.
         defaults: settings as typed, where they are not given.
         short: other names of settings.
+        instead: settings that stand for a place.
         then: what to type next; settings stand in braces.
         made: without this file there is no next step.
         said: how good what was made is, where that is known.
@@ -31,6 +32,7 @@ class Command:
     main: tuple[str, ...] = ()
     defaults: Mapping[str, str] = field(default_factory=dict)
     short: Mapping[str, str] = field(default_factory=dict)
+    instead: Mapping[str, str] = field(default_factory=dict)
     then: str = ""
     made: str = ""
     said: str = ""
@@ -82,6 +84,7 @@ COMMANDS = {
         {"generated_dir": "VOLUMES", "output_dir": "OUT"},
         main=("real_dir", "training_dir", "metrics", "max_volumes", "feature_weights", "device"),
         short=_EVALUATE,
+        instead={"generated_dir": "generated_dirs"},
         then="look at {output_dir}/report.html",
     ),
     "view": Command(
@@ -113,6 +116,7 @@ COMMANDS = {
         ("evaluate", "wscore"),
         {"generated_dir": "VOLUMES", "output_dir": "OUT"},
         short=_EVALUATE,
+        instead={"generated_dir": "generated_dirs"},
     ),
     "sweep": Command(
         "samplers and weights compared", ("evaluate", "sampling_sweep"), {"real_dir": "REAL", "output_dir": "OUT"}, short=_EVALUATE

@@ -58,7 +58,7 @@ def named(typed: Typed, positions: Mapping[str, str], short: Mapping[str, str], 
     """All settings by their full names, those by position first.
 
     Raises:
-        ValueError: in one line, for too many positions, or a setting given twice.
+        ValueError: in one line, for too many positions, or some of them alone, or a setting given twice.
     """
     if len(typed.positions) > len(positions):
         places = " ".join(positions.values())
@@ -71,7 +71,16 @@ def named(typed: Typed, positions: Mapping[str, str], short: Mapping[str, str], 
         if name in settings:
             raise ValueError(f"{name} is given twice, {settings[name]} and {value}")
         settings[name] = value
+    lacking = [place for setting, place in positions.items() if setting not in settings]
+    if typed.positions and lacking:
+        raise missing(lacking, positions, what)
     return settings
+
+
+def missing(lacking: Sequence[str], positions: Mapping[str, str], what: str) -> ValueError:
+    """The error about places that are not given, with all that the command takes."""
+    names = " and ".join(lacking)
+    return ValueError(f"{names} {'is' if len(lacking) == 1 else 'are'} missing: {what} {' '.join(positions.values())}")
 
 
 def nearest(name: str, known: Collection[str]) -> str:

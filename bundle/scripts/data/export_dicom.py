@@ -19,12 +19,14 @@ from ..stops import stoppable
 from .dicom.writing import NO_PATIENT, Origin, series_folder, series_uid, write_series, written_series
 from .generated import GeneratedVolume, is_generated
 from .hounsfield import check_hu, is_label_map
+from .nifti import read_header
 from .places import list_files
 from .readers import kind_of, read_file
+from .reasons import reason_of
 
 
 def export_dicom(
-    source_dir: Optional[str],
+    source_dir: str,
     output_dir: str,
     synthetic: Optional[bool] = None,
     body_part: Optional[str] = "CHEST",
@@ -52,6 +54,8 @@ def export_dicom(
     folder = require_writable(output_dir, "output_dir")
     targets = {path: folder / relative for path, relative in found.items()}
     # all that can be refused is, before anything is written
+    for path in found:
+        _require_nifti(path)
     origins = {path: _origin(GeneratedVolume(Path(path)), synthetic, body_part) for path in found}
     for target in targets.values():
         written_series(target)
@@ -66,10 +70,8 @@ def export_dicom(
     print(f"{written} series written to {output_dir}{there}")
 
 
-def _sources(source_dir: Optional[str]) -> dict[str, Path]:
+def _sources(source_dir: str) -> dict[str, Path]:
     """NIfTI files, each with the place of its series below output_dir."""
-    if source_dir is None or not Path(source_dir).exists():
-        raise ValueError(f"source_dir {source_dir} does not exist; give a NIfTI file or a folder of them")
     alone = Path(source_dir).is_file() and kind_of(source_dir) != "NIfTI"
     listed = {} if alone else list_files([source_dir], Counter())
     found = {path: series_folder(Path(one.relative)) for path, one in listed.items() if kind_of(path) == "NIfTI"}
@@ -80,6 +82,13 @@ def _sources(source_dir: Optional[str]) -> dict[str, Path]:
             one, other, *_ = (path for path in found if found[path] == target)
             raise ValueError(f"{one} and {other} would both become {target}; rename one of them")
     return found
+
+
+def _require_nifti(path: str) -> None:
+    try:
+        read_header(path)
+    except Exception as error:  # nibabel and gzip raise many kinds
+        raise ValueError(f"{path} cannot become DICOM: {reason_of(error)}") from None
 
 
 def _origin(volume: GeneratedVolume, synthetic: Optional[bool], body_part: Optional[str]) -> Origin:

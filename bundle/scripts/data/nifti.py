@@ -34,20 +34,30 @@ def read_nifti(path: PathLike) -> tuple[np.ndarray, np.ndarray, list[str]]:
         ValueError: with the reason, where the file does not say how the patient lies, or says it in two ways.
         Exception: of nibabel, NumPy or gzip, where the file is damaged.
     """
+    header, voxels = read_header(path)
+    shape = one_volume(header.get_data_shape())
+    affine, warnings = _geometry(header, shape)
+    require_plausible(shape, affine)
+    offset, least = float(header["vox_offset"]), header.single_vox_offset if header.is_single else 0
+    if not offset >= least:
+        raise ValueError(f"cannot be read: its voxels start within its header (vox_offset {offset:g}); export it again")
+    return _values(voxels, header).reshape(shape, order="F"), affine, warnings
+
+
+def read_header(path: PathLike) -> tuple[nib.Nifti1Header, str]:
+    """The header as it stands in a file, since nibabel's loader repairs it without a word, and the file of the voxels.
+
+    Raises:
+        ValueError: with the reason, where it is no NIfTI.
+        Exception: of nibabel or gzip, where the file is damaged.
+    """
     kinds = _PAIRS if str(path).lower().endswith(PAIR_SUFFIXES) else _SINGLES
     files = kinds[0].filespec_to_file_map(str(path))
     with files.get("header", files["image"]).get_prepare_fileobj() as file:
         start = file.read(_HEADER_BYTES)
         file.seek(0)
-        # as it stands in the file: nibabel's loader repairs headers without a word
         header = _kind_of(start, kinds).header_class.from_fileobj(file, check=False)
-    shape = one_volume(header.get_data_shape())
-    affine, warnings = _geometry(header, shape)
-    require_plausible(shape, affine)
-    offset, least = float(header["vox_offset"]), header.single_vox_offset if kinds is _SINGLES else 0
-    if not offset >= least:
-        raise ValueError(f"cannot be read: its voxels start within its header (vox_offset {offset:g}); export it again")
-    return _values(str(files["image"].filename), header).reshape(shape, order="F"), affine, warnings
+    return header, str(files["image"].filename)
 
 
 def _kind_of(start: bytes, kinds: Sequence[type[nib.Nifti1Pair]]) -> type[nib.Nifti1Pair]:

@@ -9,16 +9,13 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional
 
 import monai.bundle
 from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
-from monai.bundle.utils import EXPR_KEY, ID_REF_KEY, ID_SEP_KEY, MACRO_KEY
-from pydantic import ValidationError
+from monai.bundle.utils import EXPR_KEY
 
 from ..errors import report_errors_in_one_line
-from ..stack import MARK, check_stack
-from .description import SETTINGS, Setting
+from ..stack import check_stack
+from .description import Setting
 from .help import print_help
-from .kinds import Kind
-
-RUN_IDS = ("initialize", "run", "training", "finalize")
+from .reach import described_settings, is_reference, reached, require_effect
 
 
 class Typed(NamedTuple):
@@ -43,10 +40,10 @@ def check_settings() -> None:
     typed = _typed(parser)
     if typed is not None:
         if {"help", "h"} & typed.settings.keys():
-            print_help(parser, {name: described[name] for name in described if name in reached(config)})
+            print_help(config, {name: described[name] for name in described if name in reached(config)})
             raise SystemExit(0)
         _require_known(typed.settings, {**ConfigParser.load_config_files(typed.config_files), **described})
-        _require_effect(typed.settings, config)
+        require_effect(typed.settings, config)
         _restore_text(parser, typed.settings, described)
     convert_settings(parser, described)
 
@@ -59,15 +56,6 @@ def require_base() -> None:
     """
     report_errors_in_one_line()
     check_stack(_running_parser().config)  # type: ignore[arg-type]
-
-
-def described_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
-    """What settings a merged config has; later files of the stack replace what earlier ones say."""
-    described: dict[str, Setting] = {}
-    for name in config:
-        if name.startswith(MARK):
-            described |= SETTINGS.get(name.removeprefix(MARK), {})
-    return {name: setting for name, setting in described.items() if name in config}
 
 
 def _frames(found: Callable[[FrameType], bool]) -> Iterator[FrameType]:
@@ -111,36 +99,6 @@ def _require_known(typed: Mapping[str, Any], known: Mapping[str, Any]) -> None:
             raise ValueError(f"no setting {first} in these config files; {hint}")
 
 
-def reached(config: Mapping[str, Any]) -> set[str]:
-    """Names at the top of a config that its run refers to, over any number of others."""
-    found: set[str] = set()
-    waiting = [name for name in RUN_IDS if name in config]
-    while waiting:
-        name = waiting.pop()
-        if name not in found and name in config:
-            found.add(name)
-            waiting += _references(config[name])
-    return found
-
-
-def _references(value: Any) -> list[str]:
-    if isinstance(value, Mapping):
-        return [name for one in value.values() for name in _references(one)]
-    if isinstance(value, (list, tuple)):
-        return [name for one in value for name in _references(one)]
-    if not isinstance(value, str):
-        return []
-    return [name.split(ID_SEP_KEY)[0] for name in ReferenceResolver.match_refs_pattern(value)]
-
-
-def _require_effect(typed: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    files, used = [f"{name.removeprefix(MARK)}.yaml" for name in config if name.startswith(MARK)], reached(config)
-    for name in typed:
-        first = ReferenceResolver.split_id(name)[0]
-        if files and first not in used:
-            raise ValueError(f"{first} has no effect with {' + '.join(files)}; leave it out")
-
-
 def _restore_text(parser: ConfigParser, typed: Mapping[str, Any], described: Mapping[str, Setting]) -> None:
     """Puts text back as it was typed: Fire makes numbers of `2025` and `1e3`, and MONAI `::` of `#`."""
     texts = [name for name in typed if name in described and described[name].kind.verbatim]
@@ -149,7 +107,7 @@ def _restore_text(parser: ConfigParser, typed: Mapping[str, Any], described: Map
         {
             name: _as_typed(name, typed[name], described[name].kind.many)
             for name in texts
-            if not _is_reference(typed[name])
+            if not is_reference(typed[name])
         },
     )
 
@@ -180,15 +138,6 @@ def _literal(value: Any) -> Any:
     return EXPR_KEY + ascii(value).replace("#", "\\x23").replace("@", "\\x40")
 
 
-def _is_reference(value: Any) -> bool:
-    """Whether MONAI has to evaluate a value, or a part of it, first."""
-    if isinstance(value, (list, tuple)):
-        return any(map(_is_reference, value))
-    if isinstance(value, Mapping):
-        return any(map(_is_reference, value.values()))
-    return isinstance(value, str) and value.startswith((EXPR_KEY, ID_REF_KEY, MACRO_KEY))
-
-
 def convert_settings(parser: ConfigParser, described: Mapping[str, Setting]) -> None:
     """Converts every described setting of a config in place: plain values first, then what refers to them.
 
@@ -197,28 +146,17 @@ def convert_settings(parser: ConfigParser, described: Mapping[str, Setting]) -> 
     """
     config: dict[str, Any] = parser.config  # type: ignore[assignment]
     values = [name for name in described if not ConfigComponent.is_instantiable(config[name])]  # those check themselves
-    references = [name for name in values if _is_reference(config[name])]
+    references = [name for name in values if is_reference(config[name])]
     plain = sorted(
         set(values) - set(references), key=lambda name: (config[name] is None, name)
     )  # what lacks comes last
-    _put(parser, {name: _convert(name, config[name], described[name].kind) for name in plain})
+    _put(parser, {name: described[name].kind.checked(name, config[name]) for name in plain})
     used = reached(config)
     for name in [name for name in references if name in used]:
         value = parser.get_parsed_content(name)
-        converted = _convert(name, value, described[name].kind)
+        converted = described[name].kind.checked(name, value)
         if _differ(converted, value):
             _put(parser, {name: converted})
-
-
-def _convert(name: str, value: Any, kind: Kind) -> Any:
-    try:
-        return kind.convert(value)
-    except ValidationError:
-        if value is None:
-            raise ValueError(f"{name} is needed: give --{name}, {kind.words}") from None
-        given = repr(value) if len(repr(value)) <= 100 else repr(value)[:97] + "..."
-        why = " (MONAI makes :: of #)" if isinstance(value, str) and ID_SEP_KEY in value else ""
-        raise ValueError(f"{name} must be {kind.words}, got {given}{why}") from None
 
 
 def _differ(one: Any, other: Any) -> bool:

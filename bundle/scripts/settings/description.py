@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..inferers.writers import WRITERS
-from ..schedulers.factory import PROCESSES
-from ..schedulers.process import TRAINING_TIMES
-from ..schedulers.solvers import SOLVERS
-from ..schedulers.steps import SPACINGS
+from .choices import PROCESSES, SOLVERS, SPACINGS, TRAINING_TIMES, WRITERS
 from .kinds import (
     COMPONENT,
     DEVICE,
     FILE,
     FILE_OR_HUB,
     FOLDER,
+    INPUT,
     INPUT_FILE,
     INPUT_FOLDER,
     INPUTS,
@@ -58,7 +55,7 @@ _FIELD_OF_VIEW = lengths(2000)
 _SHARE = number(0, 1)
 _NO_WINDOW = Setting(only(0, "0 in this stage, where every patch sees every other"), "0: whole volumes", "patches")
 _BF16 = Setting(maybe(SWITCH), "bfloat16; null: where the hardware is faster with it")
-_DEVICE = Setting(DEVICE, "where it runs")
+_DEVICE = Setting(DEVICE, "where it runs; cuda:0 where there is a GPU")
 _WORKERS = Setting(whole(0, 256), "processes that load data; 0: none but the main one")
 _RANK = Setting(whole(0, MILLION), "of this process; multi_gpu.yaml sets it")
 _WORLD_SIZE = Setting(whole(1, MILLION), "number of processes; multi_gpu.yaml sets it")
@@ -81,7 +78,9 @@ _TRAIN = {
     "device": _DEVICE,
     "seed": Setting(whole(0, 2**32 - 1), "of the first weights and of all that is drawn in training"),
     "grid": Setting(
-        maybe(_GRID), "what the network sees, along x, y, z; null: cubic, about 64 along the longest side", "voxels"
+        maybe(_GRID),
+        "what the network sees, along x, y, z; null: cubic, at most 64 along a side, none finer than the data",
+        "voxels",
     ),
     "field_of_view_mm": Setting(
         maybe(_FIELD_OF_VIEW), "size of what the network sees; null: what the volumes cover, or 320 for phantoms", "mm"
@@ -243,7 +242,7 @@ _PREPROCESS = {
 }
 
 _REVIEW = {
-    "generated_dir": Setting(maybe(FOLDER), "folder of generated NIfTI in HU"),
+    "generated_dir": Setting(maybe(INPUT_FOLDER), "folder of generated NIfTI in HU"),
     "dataset_dir": _EVALUATE["dataset_dir"],
     "real_dir": _EVALUATE["real_dir"],
     "real_section": _EVALUATE["real_section"],
@@ -309,7 +308,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         **_GUIDANCE,
     },
     "export_dicom": {
-        "source_dir": Setting(FOLDER, "NIfTI file in HU, or a folder of them"),
+        "source_dir": Setting(INPUT, "NIfTI file in HU, or a folder of them"),
         "output_dir": Setting(FOLDER, "gets a folder NAME_dicom for each NAME.nii.gz"),
         "synthetic": Setting(
             maybe(SWITCH), "whether the volumes are generated, not scans; null: the JSON beside generated ones says it"
@@ -331,8 +330,10 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "preprocess": _PREPROCESS,
     "evaluate": _EVALUATE,
     "view": {
-        "source_dir": Setting(FOLDER, "folder of NIfTI in HU, such as generated volumes"),
-        "beside_dir": Setting(maybe(FOLDER), "another one, such as real volumes, to look at beside them, in step"),
+        "source_dir": Setting(INPUT_FOLDER, "folder of NIfTI in HU, such as generated volumes"),
+        "beside_dir": Setting(
+            maybe(INPUT_FOLDER), "another one, such as real volumes, to look at beside them, in step"
+        ),
         "output_dir": Setting(FOLDER, "where view.html is written, outside of source_dir and beside_dir"),
         "max_volumes": Setting(whole(1, 1000), "of each folder, the first by name"),
         "hu_window": Setting(WINDOW, "volumes that were clipped to it are HU, too", "HU"),

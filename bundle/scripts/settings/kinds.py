@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Callable, Literal, Optional, Union
 
-import torch
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .values import usable_device
 
@@ -40,6 +39,25 @@ class Kind:
     def convert(self, value: Any) -> Any:
         """The value in its type; pydantic's ValidationError, a ValueError, where it is of another kind."""
         return self._adapter.validate_python(value)
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is of this kind."""
+        try:
+            self.convert(value)
+        except ValidationError:
+            return False
+        return True
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value of a setting in its type; ValueError in one line that names it where it is of another kind."""
+        try:
+            return self.convert(value)
+        except ValidationError:
+            if value is None:
+                raise ValueError(f"{name} is needed: give --{name}, {self.words}") from None
+            given = repr(value) if len(repr(value)) <= 100 else repr(value)[:97] + "..."
+            why = " (MONAI makes :: of #)" if isinstance(value, str) and "::" in value else ""
+            raise ValueError(f"{name} must be {self.words}, got {given}{why}") from None
 
 
 def maybe(kind: Kind) -> Kind:
@@ -215,6 +233,7 @@ NAME = Kind(
 FILE = Kind(_PATH, "the name of a file", verbatim=True)
 FOLDER = Kind(_PATH, "the name of a folder", verbatim=True)
 INPUT_FILE = Kind(Annotated[_PATH, AfterValidator(_file_there)], "a file that exists", verbatim=True)
+INPUT = Kind(Annotated[_PATH, AfterValidator(_file_there)], "a file or folder that exists", verbatim=True)
 INPUT_FOLDER = Kind(Annotated[_PATH, AfterValidator(_folder_there)], "a folder that exists", verbatim=True)
 FILE_OR_HUB = Kind(
     Annotated[_PATH, AfterValidator(lambda path: path if path == "hub" else _file_there(path))],
@@ -231,6 +250,4 @@ READERS = Kind(
     Union[_whole(1, 100), _list(_TEXT, 1, 100, _names)], "a whole number from 1 to 100, or names such as ['Ana','Ben']"
 )
 WINDOW = Kind(Annotated[_TWO, AfterValidator(_ordered)], "two numbers, the lower one first, such as [-1000,1000]")
-DEVICE = Kind(
-    Annotated[torch.device, BeforeValidator(usable_device)], "a device that PyTorch has here, such as cpu or cuda:0"
-)
+DEVICE = Kind(Annotated[Any, BeforeValidator(usable_device)], "a device that PyTorch has here, such as cpu or cuda:0")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Optional, Union
+from typing import TYPE_CHECKING, Optional, Union
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def whole_number(setting: str, value: object, least: int, most: Optional[int] = None) -> int:
@@ -30,6 +31,8 @@ def require_numbers(least: float, most: Optional[float] = None, **values: object
 
 def usable_device(device: Union[str, torch.device]) -> torch.device:
     """The device, which this machine has; ValueError in one line otherwise."""
+    import torch  # help and most checks do without it
+
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

@@ -1,0 +1,7 @@
+"""Names that settings choose from. What has these names registers itself elsewhere, with PyTorch; help and checks need none."""
+
+SOLVERS = ("predictor_corrector", "euler", "heun", "rk4", "adams_bashforth", "ddim", "multistep", "dpm_solver")
+SPACINGS = ("uniform", "quadratic", "two_sided")
+PROCESSES = ("cosine_sine", "flow_matching")
+TRAINING_TIMES = ("uniform", "logit_normal")
+WRITERS = ("nifti", "preview", "view", "dicom")
