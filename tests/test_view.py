@@ -148,7 +148,7 @@ def test_view_yaml_leaves_out_what_is_no_ct_and_says_so(folders, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "fact"),
     [
-        ({"source_dir": "nowhere"}, "source_dir nowhere is no folder"),
+        ({"source_dir": "nowhere"}, "source_dir must be a folder that exists, got 'nowhere'"),
         ({"beside_dir": "{tmp_path}"}, "holds no NIfTI file"),
         ({"output_dir": "{source}"}, "output_dir"),
         ({"output_dir": "{source}/page"}, "lies in source_dir"),
