@@ -38,7 +38,8 @@ from scripts.metrics import (  # quality.py has made the package known
 from scripts.networks import build_high_resolution, network_from_checkpoint, read_settings
 from scripts.networks.high_resolution import upsample_trilinear
 from scripts.schedulers import build_scheduler
-from scripts.training import ValidationPrepareBatch, prediction_errors
+from scripts.spaces import HUWindow
+from scripts.training import Denoising, HeldOut
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -122,16 +123,13 @@ def sample(folder: Path, ckpt_path: Path, args: argparse.Namespace) -> tuple[np.
 @torch.no_grad()
 def losses(network: nn.Module, grid: int, args: argparse.Namespace) -> dict[str, float]:
     """Noise and signal term of Eq. 3 on held-out phantoms, at ten fixed times with fixed noise."""
-    scheduler = build_scheduler({"name": "cosine_sine"})
-    prepare, sums = ValidationPrepareBatch(scheduler), {"noise": 0.0, "signal": 0.0}
-    volumes = phantoms(args.num_validation, [grid] * 3, FIELD_OF_VIEW_MM, FIRST_REFERENCE + 5000) / 1000
+    objective = Denoising(network, build_scheduler({"name": "cosine_sine"}), HUWindow())
+    held_out, sums = HeldOut(objective), dict.fromkeys(objective.terms, 0.0)
+    volumes = phantoms(args.num_validation, [grid] * 3, FIELD_OF_VIEW_MM, FIRST_REFERENCE + 5000)
     for i, volume in enumerate(torch.from_numpy(volumes).float()):
-        images, target, _, infer = prepare({"image": volume[None, None], "index": [i]})
-        noisy = scheduler.add_noise(images, infer["noise"], infer["timesteps"])
-        for k in range(len(images)):  # one at a time, in little memory
-            error = prediction_errors(network(noisy[k : k + 1], infer["timesteps"][k : k + 1]), target[k : k + 1])
-            sums = {name: sums[name] + float(error[name]) for name in sums}
-    return {f"{name} loss": total / len(volumes) / prepare.num_times for name, total in sums.items()}
+        terms = held_out({"image": volume[None, None], "index": [i]})
+        sums = {name: sums[name] + float(terms[name]) for name in sums}
+    return {f"{name} loss": total / len(volumes) for name, total in sums.items()}
 
 
 def spectrum(volumes: np.ndarray) -> torch.Tensor:

@@ -148,10 +148,16 @@ def test_two_processes_train_as_one_and_write_once(tmp_path, monkeypatch):
     gradient that is all but zero.
     """
     overlay = {
-        "prepare_batch": {"_target_": "scripts.training.ValidationPrepareBatch", "scheduler": "@scheduler", "num_times": 2},
+        "objective": {
+            "_target_": "scripts.training.HeldOut", "num_times": 2,
+            "objective": {
+                "_target_": "scripts.training.Denoising", "network": "@device_network", "process": "@scheduler",
+                "space": "@space", "bf16": False,
+            },
+        },
         "optimizer": {
             "_target_": "torch.optim.SGD", "lr": "@lr",
-            "params": {"_target_": "scripts.training.parameters_to_train", "network": "@trained_module"},
+            "params": {"_target_": "scripts.training.parameters_to_train", "network": "@objective"},
         },
         "+train::handlers": [
             {"_target_": "bundle_runs.KeepWeights", "network": "@network_def", "folder": "@ckpt_dir", "rank": "@rank"}
@@ -159,7 +165,8 @@ def test_two_processes_train_as_one_and_write_once(tmp_path, monkeypatch):
     }  # fmt: skip
     (tmp_path / "exact.yaml").write_text(yaml.safe_dump(overlay))
     stack, settings = training(1, tmp_path, max_epochs=3, batch_size=8, lr=0.1, warmup=0, flip_prob=0.0)
-    settings |= {"local_window": 0, "bf16": False}
+    del settings["local_window"]  # which this objective does not read
+    settings["bf16"] = False
     run("training", [*stack, str(tmp_path / "exact")], **{**settings, "ckpt_dir": tmp_path / "one"})
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -11,7 +11,8 @@ from monai.networks.schedulers import RFlowScheduler
 from scripts.interop import import_official, network_from_official
 from scripts.networks import read_settings
 from scripts.schedulers import CosineSineScheduler, FlowMatchingScheduler, build_scheduler
-from scripts.training import PredictionLoss, SchedulerPrepareBatch, ValidationPrepareBatch, loss_terms
+from scripts.spaces import HUWindow
+from scripts.training import Denoising
 
 DATA = Path(__file__).resolve().parent / "data"
 T = 1000
@@ -86,19 +87,15 @@ def test_training_times_prefer_little_noise():
     assert 0 <= flow.min() and flow.max() < 1
 
 
-def test_batches_hold_the_velocity(make_volume):
-    images, scheduler = make_volume(4, 1, 4, 4, 4), FlowMatchingScheduler(noise_std=0.5)
-    for prepare in (SchedulerPrepareBatch(scheduler), ValidationPrepareBatch(scheduler, 3)):
-        inputs, target, _, infer = prepare({"image": images, "index": torch.arange(4)})
-        torch.testing.assert_close(target, inputs - infer["noise"])
-        assert infer["timesteps"].shape == (len(inputs),)
-
-
-def test_loss_of_the_velocity(make_volume):
-    target = make_volume(2, 1, 4, 4, 4)
-    assert float(PredictionLoss(("velocity",))(target + 3, target)) == pytest.approx(9, rel=1e-5)
-    terms = loss_terms({"pred": target + 3, "label": target}, ("velocity",))
-    assert terms == pytest.approx({"loss": 9.0, "velocity": 9.0}, rel=1e-5)
+def test_the_objective_is_the_error_of_the_velocity(make_volume):
+    """For a network that predicts nothing it is the velocity's mean square, at each of the times."""
+    process, network = FlowMatchingScheduler(noise_std=0.5), torch.nn.Module()
+    network.forward = lambda x, times: torch.zeros_like(x)
+    volumes, noise = make_volume(4, 1, 4, 4, 4), make_volume(4, 1, 4, 4, 4, seed=1)
+    objective = Denoising(network, process, HUWindow())
+    terms = objective.errors(volumes, noise, torch.tensor([0.0, 200.0, 500.0, 999.0]))
+    assert tuple(terms) == objective.terms == ("velocity",)
+    assert float(terms["velocity"]) == pytest.approx(float((volumes - noise).square().mean()), rel=1e-5)
 
 
 def test_the_network_predicts_one_volume(make_network, make_volume, one_line):

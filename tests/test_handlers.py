@@ -177,7 +177,7 @@ def run_with_checkpoints(folder, network, losses, keep=2):
             for parameter, copy in zip(network.parameters(), average.parameters()):
                 parameter += 1
                 copy.copy_(parameter)
-        return {"pred": torch.ones(1, 2, 1, 1, 1), "label": torch.zeros(1, 2, 1, 1, 1)}
+        return {"pred": {"noise": torch.tensor(1.0), "signal": torch.tensor(1.0)}}
 
     def validate(engine):
         evaluator.state.epoch, evaluator.state.metrics = engine.state.epoch, {
@@ -187,7 +187,7 @@ def run_with_checkpoints(folder, network, losses, keep=2):
     trainer = Engine(step)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
     claim_folder(folder, "local", 100)
-    LossCSV(folder / "local_losses.csv", optimizer, evaluator).attach(trainer)
+    LossCSV(folder / "local_losses.csv", optimizer, evaluator, ("noise", "signal")).attach(trainer)
     TrainingCheckpoint(str(folder), "local", network, average, optimizer, evaluator, {"stage": "local"}, keep).attach(
         trainer
     )

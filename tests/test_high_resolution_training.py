@@ -8,20 +8,13 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import assert_refused, run, train
-from monai.inferers import DiffusionInferer
 from test_high_resolution import make_high
 
 from scripts.networks.high_resolution import cut_windows
 from scripts.networks.layers import zero_init
 from scripts.schedulers import CosineSineScheduler
-from scripts.training import (
-    HighResolutionPrepareBatch,
-    HighResolutionTraining,
-    PredictionLoss,
-    loss_terms,
-    parameters_to_train,
-    prediction_errors,
-)
+from scripts.spaces import HUWindow
+from scripts.training import Refining, parameters_to_train, sum_of_terms
 
 TERMS = ("noise", "signal", "noise_consistency", "signal_consistency")
 
@@ -43,60 +36,62 @@ def test_windows_have_the_predictions_of_the_whole_volume(make_volume, factor, p
             assert torch.equal(low_windows, cut_windows(low, corners, sides))
 
 
-def test_batches_hold_the_target_of_their_windows(make_volume):
+def refining(network, window=0, weight=0.0):
+    return Refining(network, CosineSineScheduler(), HUWindow(), window, weight)
+
+
+def test_windows_have_the_targets_of_the_whole_volume(make_volume):
     torch.manual_seed(0)
-    network, scheduler = make_high(), CosineSineScheduler()
-    images, seen = make_volume(3, 1, 8, 16, 24), set()
+    network, images, seen = make_high(), make_volume(3, 1, 8, 16, 24).clamp(-1, 1), set()
+    objective, calls = refining(network, 2), []
+    objective.predict_windows = lambda noisy, times, starts, sides: calls.append((noisy, times, starts, sides)) or (
+        torch.zeros(3, 2, *sides), torch.zeros(3, 2, *(side // 2 for side in sides)))  # fmt: skip
+    objective.named = lambda prediction, target: calls.append(target) or {}
     for _ in range(30):
-        inputs, target, _, infer = HighResolutionPrepareBatch(scheduler, network, 2)({"image": images})
-        starts = infer["condition"].tolist()
-        noise, signal, *zeros = target.chunk(4, 1)
-        assert torch.equal(inputs, images) and target.shape == (3, 4, 8, 8, 8)
-        assert torch.equal(signal, cut_windows(images, starts, [8, 8, 8]))
-        assert torch.equal(noise, cut_windows(infer["noise"], starts, [8, 8, 8])) and not any(z.any() for z in zeros)
+        calls.clear()
+        noise = make_volume(3, 1, 8, 16, 24, seed=1)
+        objective.errors(images, noise, torch.tensor([100.0, 500.0, 900.0]))
+        (noisy, times, starts, sides), target, _ = calls
+        assert sides == [8, 8, 8] and torch.equal(noisy, CosineSineScheduler().add_noise(images, noise, times))
+        assert torch.equal(target, torch.cat([cut_windows(part, starts, sides) for part in (noise, images)], 1))
         seen |= {tuple(start) for start in starts}
     assert seen == {(0, y, x) for y in (0, 4, 8) for x in (0, 4, 8, 12, 16)}
-
-
-def test_whole_volumes_are_one_window(make_volume):
-    network, images = make_high(), make_volume(2, 1, 8, 8, 12)
-    _, target, _, infer = HighResolutionPrepareBatch(CosineSineScheduler(), network, 0)({"image": images})
-    assert not infer["condition"].any() and torch.equal(target[:, 1:2], images)
-    with torch.no_grad():
-        output = HighResolutionTraining(network)(images, infer["timesteps"], infer["condition"])
-        torch.testing.assert_close(output[:, :2], network(images, infer["timesteps"]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25])
 def test_the_loss_is_eq_3_and_the_weighted_consistency_with_each_term_apart(make_volume, weight):
     """Against the definition: averaged signal and nearest noise of the prediction, minus the backbone's output."""
-    network, x, time = make_high(), make_volume(2, 1, 8, 8, 8), torch.tensor([300.0, 600.0])
-    target = torch.cat([make_volume(2, 2, 8, 8, 8, seed=1), torch.zeros(2, 2, 8, 8, 8)], 1)
+    network, time, process = make_high(), torch.tensor([300.0, 600.0]), CosineSineScheduler()
+    images, noise = make_volume(2, 1, 8, 8, 8), make_volume(2, 1, 8, 8, 8, seed=1)
     with torch.no_grad():
-        output = HighResolutionTraining(network, 0, weight)(x, time, torch.zeros(2, 3, dtype=torch.long))
+        terms = refining(network, 0, weight).errors(images, noise, time)
+        x = process.add_noise(images, noise, time)
         prediction, low = network(x, time), network.backbone(x[:, :, ::2, ::2, ::2], time)
     mean = prediction[:, 1:].unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2).mean((-1, -2, -3))
-    expected = prediction_errors(prediction, target[:, :2])
-    expected["noise_consistency"] = weight * (prediction[:, :1, ::2, ::2, ::2] - low[:, :1]).square().mean()
-    expected["signal_consistency"] = weight * (mean - low[:, 1:]).square().mean()
-    terms = loss_terms({"pred": output, "label": target}, TERMS)
-    assert {name: terms[name] for name in TERMS} == pytest.approx({k: float(v) for k, v in expected.items()}, rel=1e-4)
-    assert float(PredictionLoss(TERMS)(output, target)) == pytest.approx(float(sum(expected.values())), rel=1e-4)
+    expected = {
+        "noise": (prediction[:, :1] - noise).square().mean(),
+        "signal": (prediction[:, 1:] - images).square().mean(),
+        "noise_consistency": weight * (prediction[:, :1, ::2, ::2, ::2] - low[:, :1]).square().mean(),
+        "signal_consistency": weight * (mean - low[:, 1:]).square().mean(),
+    }
+    assert tuple(terms) == TERMS == refining(network).terms
+    for name, value in terms.items():
+        assert float(value) == pytest.approx(float(expected[name]), rel=1e-4)
     assert (terms["signal_consistency"] > 0) == (weight > 0)
 
 
 def test_noise_that_the_backbone_knows_is_consistent(make_volume):
     """At the start the noise at the low grid is the backbone's own, so that term is zero; the signal's is blur."""
-    network, x = make_high(), make_volume(1, 1, 8, 8, 8)
+    network, images = make_high(), make_volume(1, 1, 8, 8, 8)
     zero_init(network.refiner.output)
     with torch.no_grad():
-        output = HighResolutionTraining(network, 0, 1.0)(x, torch.tensor([300.0]), torch.zeros(1, 3, dtype=torch.long))
-    assert not output[:, 2].any() and output[:, 3].any()
+        terms = refining(network, 0, 1.0).errors(images, make_volume(1, 1, 8, 8, 8, seed=1), torch.tensor([300.0]))
+    assert not terms["noise_consistency"] and terms["signal_consistency"]
 
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_frozen_backbones_keep_no_graph(make_volume, freeze, monkeypatch):
-    network, scheduler = make_high(parametrization="skip"), CosineSineScheduler()
+    network = make_high(parametrization="skip")
     network.backbone.requires_grad_(not freeze)
     states, predict = [], network.backbone.predict
 
@@ -105,14 +100,13 @@ def test_frozen_backbones_keep_no_graph(make_volume, freeze, monkeypatch):
         return predict(*args, **kwargs)
 
     monkeypatch.setattr(network.backbone, "predict", spy)
-    module = HighResolutionTraining(network, 2, 0.1)
-    inputs, target, _, infer = HighResolutionPrepareBatch(scheduler, network, 2)({"image": make_volume(2, 1, 8, 8, 8)})
-    PredictionLoss(TERMS)(DiffusionInferer(scheduler)(inputs, module, **infer), target).backward()
+    objective = refining(network, 2, 0.1)
+    sum_of_terms(objective({"image": 1000 * make_volume(2, 1, 8, 8, 8)})).backward()
     assert states == [not freeze]
     trained = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
     assert any(name.startswith("backbone.") for name in trained) != freeze
     assert any(name.startswith("refiner.") for name in trained) and "time.weight" in trained
-    assert len(parameters_to_train(module)) == len(trained)
+    assert len(parameters_to_train(objective)) == len(trained)
 
 
 # the configs

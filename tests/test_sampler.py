@@ -10,7 +10,8 @@ from torch import nn
 from scripts.inferers import SeedSampler, inference_network, network_at_times
 from scripts.networks import Guidance, build_high_resolution, build_prdit
 from scripts.schedulers import SOLVERS, CosineSineScheduler, FlowMatchingScheduler
-from scripts.training import HighResolutionPrepareBatch, training_batches
+from scripts.spaces import HUWindow
+from scripts.training import Refining, local_denoising
 
 CPU = torch.device("cpu")
 
@@ -86,7 +87,7 @@ class Signal(nn.Module):
 
 @pytest.mark.parametrize("window", [(-1000.0, 1000.0), (-200.0, 600.0), (0.0, 80.0)])
 def test_volumes_are_in_the_hu_of_the_window(window):
-    volume = sampler_of(CosineSineScheduler(predictor_ratio=1), steps=100, hu_window=window)(
+    volume = sampler_of(CosineSineScheduler(predictor_ratio=1), steps=100, space=HUWindow(*window))(
         torch.tensor([0]), Signal()
     )
     low, high = window
@@ -119,9 +120,9 @@ def test_a_process_of_other_time_steps_is_refused(make_network, one_line):
                 refuse()
             one_line(raised, "num_train_timesteps 1000", 500)
     with pytest.raises(ValueError, match="num_train_timesteps"):
-        training_batches(CosineSineScheduler(500), make_network(parametrization="skip"))
+        local_denoising(make_network(parametrization="skip"), CosineSineScheduler(500), HUWindow())
     with pytest.raises(ValueError, match="num_train_timesteps"):
-        HighResolutionPrepareBatch(CosineSineScheduler(500), high, 0)
+        Refining(high, CosineSineScheduler(500), HUWindow())
     make_network().require_process(500)  # without 'skip' the network counts nothing
 
 

@@ -68,7 +68,7 @@ NEEDED = {
     "answers",
     "key_file",
 }  # null, to be given
-STRUCTURE = {"loss_terms", "initialize", "imports", "dataset_dir"}  # inference's dataset_dir is MONAI's
+STRUCTURE = {"initialize", "imports", "dataset_dir"}  # inference's dataset_dir is MONAI's
 
 
 def merged(stack):

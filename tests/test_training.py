@@ -2,88 +2,108 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
-from monai.inferers import DiffusionInferer
 
 from scripts.networks import build_prdit, save_weights
 from scripts.networks.layers import pad_volume
 from scripts.schedulers import CosineSineScheduler
+from scripts.spaces import HUWindow
 from scripts.training import (
-    LocalWindowPrepareBatch,
+    Denoising,
+    HeldOut,
+    LocalDenoising,
     LossMetric,
-    PaddedLocal,
-    PredictionLoss,
-    SchedulerPrepareBatch,
-    ValidationPrepareBatch,
-    loss_terms,
+    ObjectiveBatch,
+    local_denoising,
+    numbers_of,
     parameters_to_train,
-    prediction_errors,
-    trained_module,
-    training_batches,
+    sum_of_terms,
     validation_share,
     with_frozen_local,
     with_frozen_residual,
 )
 
 
-def tie_noise_to_image(prepare, times):
-    """Makes the noise a function of the voxel, so that a window of the volume has a known window of the noise."""
-    prepare.get_noise = lambda images: torch.sin(37 * images)
-    prepare.get_timesteps = lambda images: times
-    return prepare
+class Tied(CosineSineScheduler):
+    """Noise that is a function of the voxel, so that a window of the volume has a known window of the noise."""
+
+    times = torch.tensor([120.0, 870.0])
+
+    def sample_noise(self, images, generator=None):
+        return torch.sin(37 * images)
+
+    def sample_timesteps(self, count, device="cpu"):
+        return self.times
 
 
-# batches
+def in_hu(volumes):
+    return {"image": 1000 * volumes, "index": torch.arange(len(volumes))}
 
 
-def test_batch_asks_the_scheduler(make_volume):
+def seen_by(objective, batch):
+    """What an objective gives the network and what it compares with: (noisy, times, prediction, target)."""
+    seen = []
+    denoise, named = objective.denoise, objective.named
+
+    def spy_denoise(noisy, times):
+        seen[:] = [noisy, times, denoise(noisy, times)]
+        return seen[2]
+
+    def spy_named(prediction, target):
+        seen.append(target)
+        return named(prediction, target)
+
+    objective.denoise, objective.named = spy_denoise, spy_named
+    with torch.no_grad():
+        objective(batch)
+    return seen
+
+
+# objectives
+
+
+def test_what_is_trained_is_asked_of_the_process(make_volume):
+    """The network sees the noisy volume at the process's times, and is compared with noise and signal."""
     torch.manual_seed(0)
-    images = make_volume(64, 1, 4, 4, 4)
-    prepare = SchedulerPrepareBatch(CosineSineScheduler(noise_std=0.5))
-    inputs, target, args, infer = prepare({"image": MetaTensor(images), "index": torch.arange(64)})
-    assert torch.equal(inputs, images) and type(inputs) is torch.Tensor and args == ()
-    assert torch.equal(target, torch.cat([infer["noise"], images], 1))
-    assert float(infer["noise"].std()) == pytest.approx(0.5, abs=0.02)
-    assert infer["timesteps"].shape == (64,) and 0 < infer["timesteps"].min() < infer["timesteps"].max() <= 1000
+    process, images = CosineSineScheduler(noise_std=0.5), make_volume(64, 1, 4, 4, 4).clamp(-1, 1)
+    network = torch.nn.Module()
+    network.forward = lambda x, times: torch.cat([x, x], 1)
+    batch, nothing = ObjectiveBatch()(in_hu(MetaTensor(images)))
+    assert nothing is None
+    noisy, times, prediction, target = seen_by(Denoising(network, process, HUWindow()), batch)
+    noise, signal = target.chunk(2, 1)
+    torch.testing.assert_close(signal, images)
+    assert type(noisy) is torch.Tensor and torch.equal(noisy, process.add_noise(signal, noise, times))
+    assert float(noise.std()) == pytest.approx(0.5, abs=0.02)
+    assert times.shape == (64,) and 0 < times.min() < times.max() <= 1000
 
 
 @pytest.mark.parametrize("settings", [{}, {"patch_size": 6, "parametrization": "skip"}, {"patch_size": 2}])
 def test_window_has_the_predictions_and_targets_of_the_whole_volume(make_network, settings):
     """Wherever the window lies, borders included: the same noisy patches, so the same loss for each of them."""
     torch.manual_seed(0)
-    network, scheduler = make_network(depth=0, **settings), CosineSineScheduler()
+    network, process = make_network(depth=0, **settings), Tied()
     images = torch.linspace(-1, 1, 2 * 8 * 10 * 12).reshape(2, 1, 8, 10, 12)  # every voxel has a value of its own
-    times = torch.tensor([120.0, 870.0])
-    prepare = tie_noise_to_image(LocalWindowPrepareBatch(scheduler, network, 2), times)
-    volume_batch = tie_noise_to_image(SchedulerPrepareBatch(scheduler), times)({"image": images})
-    inferer, corners = DiffusionInferer(scheduler), set()
-    with torch.no_grad():
-        whole = inferer(volume_batch[0], network, **volume_batch[3])
-        for _ in range(60):
-            inputs, target, _, infer = prepare({"image": images})
-            prediction = inferer(inputs, PaddedLocal(network), **infer)
-            assert prediction.shape == target.shape == (2, 2, 4, 4, 4)
-            for i in range(2):
-                z, y, x = (int(k) for k in (images[i, 0] == target[i, 1, 0, 0, 0]).nonzero()[0])
-                window = (i, slice(None), slice(z, z + 4), slice(y, y + 4), slice(x, x + 4))
-                assert torch.equal(target[i], volume_batch[1][window])
-                torch.testing.assert_close(prediction[i], whole[window], rtol=0, atol=1e-5)
-                corners.add((z, y, x))
+    _, _, whole, targets = seen_by(Denoising(network, process, HUWindow()), in_hu(images))
+    objective, corners = LocalDenoising(network, process, HUWindow(), 2), set()
+    for _ in range(60):
+        _, _, prediction, target = seen_by(objective, in_hu(images))[-4:]
+        assert prediction.shape == target.shape == (2, 2, 4, 4, 4)
+        for i in range(2):
+            z, y, x = (int(k) for k in (targets[i, 1] == target[i, 1, 0, 0, 0]).nonzero()[0])
+            window = (i, slice(None), slice(z, z + 4), slice(y, y + 4), slice(x, x + 4))
+            assert torch.equal(target[i], targets[window])
+            torch.testing.assert_close(prediction[i], whole[window], rtol=0, atol=1e-5)
+            corners.add((z, y, x))
     assert {z for z, _, _ in corners} == {0, 2, 4}
     assert {y for _, y, _ in corners} == {0, 2, 4, 6}
     assert {x for _, _, x in corners} == {0, 2, 4, 6, 8}
 
 
 def test_window_as_large_as_the_volume_has_its_loss_and_gradients(make_network, make_volume):
-    network, scheduler = make_network(depth=0), CosineSineScheduler()
-    images, times, loss = make_volume(2, 1, 6, 8, 8), torch.tensor([120.0, 870.0]), PredictionLoss()
-    inferer, results = DiffusionInferer(scheduler), []
-    for prepare, module in (
-        (SchedulerPrepareBatch(scheduler), network),
-        (LocalWindowPrepareBatch(scheduler, network, 99), PaddedLocal(network)),
-    ):
+    network, images, results = make_network(depth=0), make_volume(2, 1, 6, 8, 8).clamp(-1, 1), []
+    for window in (0, 99):
         network.zero_grad()
-        inputs, target, _, infer = tie_noise_to_image(prepare, times)({"image": images})
-        value = loss(inferer(inputs, module, **infer), target)
+        value = sum_of_terms(local_denoising(network, Tied(), HUWindow(), window)(in_hu(images)))
         value.backward()
         results.append([value.detach(), *(parameter.grad.clone() for parameter in network.parameters())])
     for whole, window in zip(*results):
@@ -94,40 +114,43 @@ def test_noise_of_a_window_is_mirrored_at_the_border(make_network, make_volume):
     """The noise in the halo is the reflection of the noise inside, as in a padded noisy volume, and unit Gaussian."""
     torch.manual_seed(0)
     network = make_network(depth=0, patch_size=8, stride=4)
-    prepare = LocalWindowPrepareBatch(CosineSineScheduler(), network, 99)
     images = make_volume(4, 1, 8, 12, 16)
-    inputs, target, _, infer = prepare({"image": images})
-    noise, signal = target.chunk(2, 1)
-    assert torch.equal(signal, images) and torch.equal(inputs, pad_volume(images, 8, 4))
-    assert torch.equal(infer["noise"], pad_volume(noise, 8, 4))
-    assert float(noise.std()) == pytest.approx(1, abs=0.03)
-    assert abs(float((noise[0] * noise[1]).mean())) < 0.1
+    objective = LocalDenoising(network, CosineSineScheduler(), HUWindow(), 99)
+    volumes, noise = (torch.stack(part) for part in zip(*(objective.piece(volume) for volume in images)))
+    assert torch.equal(volumes, pad_volume(images, 8, 4))
+    inner = noise[:, :, 2:-2, 2:-2, 2:-2]
+    assert torch.equal(noise, pad_volume(inner, 8, 4))
+    assert float(inner.std()) == pytest.approx(1, abs=0.03)
+    assert abs(float((inner[0] * inner[1]).mean())) < 0.1
 
 
 def test_stage_1_trains_on_windows(make_network):
-    network, scheduler = make_network(depth=0), CosineSineScheduler()
-    assert training_batches(scheduler, network, 3).tokens_per_side == 3
-    assert type(training_batches(scheduler, network)) is SchedulerPrepareBatch
+    process, space = CosineSineScheduler(), HUWindow()
+    assert local_denoising(make_network(depth=0), process, space, 3).window == 3
+    assert type(local_denoising(make_network(depth=0), process, space)) is Denoising
 
 
-def test_window_of_no_patches_is_refused(make_network):
-    with pytest.raises(ValueError, match="local_window must be 1 or more"):
-        LocalWindowPrepareBatch(CosineSineScheduler(), make_network(depth=0), 0)
+@pytest.mark.parametrize(("depth", "window", "words"), [(0, -1, ["1 or more"]), (1, 4, ["set it to 0"])])
+def test_windows_that_cannot_be_are_refused(make_network, depth, window, words, one_line):
+    with pytest.raises(ValueError) as raised:
+        local_denoising(make_network(depth=depth), CosineSineScheduler(), HUWindow(), window)
+    one_line(raised, "local_window", *words)
 
 
-def test_validation_is_the_same_in_every_run_and_batch(make_volume):
-    images = make_volume(3, 1, 4, 4, 4)
-    prepare = ValidationPrepareBatch(CosineSineScheduler(600), num_times=3)
+def test_validation_is_the_same_in_every_run_and_batch(make_network, make_volume):
+    """Each volume at the same times with the same noise, whatever else is in the batch and what was drawn before."""
+    images = make_volume(3, 1, 4, 4, 4).clamp(-1, 1)
+    process = CosineSineScheduler(600)
 
     def by_volume(*indices):
         """Per volume: time -> (image, noise)."""
-        batch = {"image": MetaTensor(images[list(indices)]), "index": torch.tensor(indices)}
-        inputs, target, args, infer = prepare(batch)
-        assert torch.equal(target, torch.cat([infer["noise"], inputs], 1)) and args == ()
-        rows = zip(infer["timesteps"].tolist(), inputs, infer["noise"])
+        objective = Denoising(make_network(), process, HUWindow())
+        seen = []
+        objective.errors = lambda *parts: seen.extend(parts) or {}
+        HeldOut(objective, 3)({"image": 1000 * images[list(indices)], "index": torch.tensor(indices)})
         found = {index: {} for index in indices}
-        for k, (time, image, noise) in enumerate(rows):
-            found[indices[k % len(indices)]][time] = (image, noise)
+        for k, (image, noise, time) in enumerate(zip(*seen)):
+            found[indices[k % len(indices)]][float(time)] = (image, noise)
         return found
 
     torch.manual_seed(1)
@@ -137,16 +160,17 @@ def test_validation_is_the_same_in_every_run_and_batch(make_volume):
         alone = by_volume(index)[index]
         assert sorted(alone) == sorted(together[index]) == [100, 300, 500]
         for time, (image, noise) in alone.items():
-            assert torch.equal(image, images[index]) and torch.equal(image, together[index][time][0])
-            assert torch.equal(noise, together[index][time][1])
+            torch.testing.assert_close(image, images[index])
+            assert torch.equal(image, together[index][time][0]) and torch.equal(noise, together[index][time][1])
     assert not torch.equal(together[0][100.0][1], together[1][100.0][1])
 
 
-def test_validation_leaves_the_global_random_state_alone(make_volume):
+def test_validation_leaves_the_global_random_state_alone(make_network, make_volume):
+    objective = HeldOut(Denoising(make_network(), CosineSineScheduler(), HUWindow()))
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    ValidationPrepareBatch(CosineSineScheduler())({"image": make_volume(1, 1, 4, 4, 4), "index": torch.tensor([0])})
+    objective(in_hu(make_volume(1, 1, 4, 4, 4)))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -161,36 +185,43 @@ def test_processes_share_the_validation_volumes(one_line):
 # loss
 
 
-def test_errors_of_noise_and_signal(make_volume):
+def test_errors_of_noise_and_signal(make_network, make_volume):
     target = make_volume(2, 4, 3, 3, 3)
     prediction = target + torch.tensor([1.0, 3.0, 2.0, 0.0]).reshape(1, 4, 1, 1, 1)
-    noise, signal = prediction_errors(prediction, target).values()
-    assert (float(noise), float(signal)) == pytest.approx((5.0, 2.0), rel=1e-5)
-    assert float(PredictionLoss()(prediction, target)) == pytest.approx(7.0, rel=1e-5)
-    output = {"pred": prediction.requires_grad_(), "label": target}
+    terms = Denoising(make_network(), CosineSineScheduler(), HUWindow()).named(prediction, target)
+    assert {name: float(value) for name, value in terms.items()} == pytest.approx(
+        {"noise": 5.0, "signal": 2.0}, rel=1e-5
+    )
+    assert float(sum_of_terms(terms)) == pytest.approx(7.0, rel=1e-5)
+    output = {"pred": terms}
     expected = {"loss": pytest.approx(7.0, rel=1e-5), "noise": pytest.approx(5.0), "signal": pytest.approx(2.0)}
-    assert loss_terms(output) == loss_terms([output]) == expected
+    assert numbers_of(output) == numbers_of([output]) == expected
     output["pred"] = None
-    assert loss_terms(output) == expected, "each logger computed the terms of a step again"
+    assert numbers_of(output) == expected, "each logger waited for the terms of a step again"
 
 
-def test_errors_are_computed_in_float32():
+def test_errors_are_computed_in_float32(make_network):
     target = torch.full((1, 2, 8, 8, 8), 100.0)
-    noise, signal = prediction_errors((target + 1).bfloat16(), target.bfloat16()).values()
-    assert noise.dtype == torch.float32 and float(noise) == 1.0 and float(signal) == 1.0
+    terms = Denoising(make_network(), CosineSineScheduler(), HUWindow()).named(
+        (target + 1).bfloat16(), target.bfloat16()
+    )
+    assert terms["noise"].dtype == torch.float32 and float(terms["noise"]) == float(terms["signal"]) == 1.0
 
 
 def test_loss_metric_is_the_mean_over_batches():
     metrics = {term: LossMetric(term) for term in ("loss", "noise", "signal")}
-    engine = Engine(
-        lambda _, k: {
-            "pred": torch.tensor([[1.0, 2.0]]).reshape(1, 2, 1, 1, 1) * k,
-            "label": torch.zeros(1, 2, 1, 1, 1),
-        }
-    )
+    engine = Engine(lambda _, k: {"pred": {"noise": torch.tensor(k**2), "signal": torch.tensor(4 * k**2)}})
     for name, metric in metrics.items():
         metric.attach(engine, name)
     assert engine.run([1.0, 3.0]).metrics == pytest.approx({"loss": 25.0, "noise": 5.0, "signal": 20.0})
+
+
+@pytest.mark.parametrize("low, high", [(-1000, 1000), (-200, 600)])
+def test_a_window_of_hu_and_back(low, high):
+    space, hu = HUWindow(low, high), torch.linspace(low, high, 11)
+    torch.testing.assert_close(space.encode(hu), torch.linspace(-1, 1, 11))
+    torch.testing.assert_close(space.decode(space.encode(hu)), hu, rtol=0, atol=1e-3)
+    assert float(space.encode(torch.tensor(high + 50.0))) == 1 and float(space.decode(torch.tensor(-1.1))) == low
 
 
 # stages
@@ -325,12 +356,3 @@ def test_a_new_local_denoiser_needs_weights_of_both_stages(stage1, tmp_path, one
     with pytest.raises(ValueError) as raised:
         with_frozen_residual(build_stage2(), tmp_path / "none.pt")
     one_line(raised, tmp_path / "none.pt")
-
-
-def test_windows_are_for_stage_1(make_network, one_line):
-    assert isinstance(trained_module(make_network(depth=0), 4), PaddedLocal)
-    network = make_network(depth=1)
-    assert trained_module(network, 0) is network
-    with pytest.raises(ValueError) as raised:
-        trained_module(network, 4)
-    one_line(raised, "local_window", "set it to 0")

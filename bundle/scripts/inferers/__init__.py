@@ -1,7 +1,7 @@
 """Training forward, sampling, and volumes on disk."""
 
 from ..data.generated import save_volume
-from .inferer import AutocastDiffusionInferer, computed_in, has_fast_bf16, uses_bf16
+from .inferer import autocast, computed_in, has_fast_bf16, uses_bf16
 from .memory import memory_plan, peak_gb
 from .opening import end_plan, tell_sampling, tell_volumes, voxels_in_words
 from .sampler import (

@@ -1,12 +1,10 @@
-"""MONAI's diffusion inferer with mixed precision on any device."""
+"""The precision that a device computes in."""
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
-from monai.inferers import DiffusionInferer
-from torch import Tensor, nn
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -27,19 +25,6 @@ def computed_in(device: Union[str, torch.device], bf16: Optional[bool] = None) -
     return {"precision": "bf16" if uses_bf16(device, bf16) else "float32", "device": device.type}
 
 
-class AutocastDiffusionInferer(DiffusionInferer):
-    """Training and validation forward under autocast; MONAI's engines know autocast for CUDA alone.
-
-    Args:
-        scheduler: the process.
-        bf16: False for float32; None for what the device is faster with.
-    """
-
-    def __init__(self, scheduler: nn.Module, bf16: Optional[bool] = None) -> None:
-        super().__init__(scheduler)
-        self.bf16 = bf16
-
-    def __call__(self, inputs: Tensor, diffusion_model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        enabled = uses_bf16(inputs.device, self.bf16)
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=enabled):
-            return super().__call__(inputs, diffusion_model, *args, **kwargs).float()
+def autocast(device: torch.device, bf16: Optional[bool] = None) -> torch.autocast:
+    """Mixed precision on any device, where `uses_bf16`; MONAI's engines know it for CUDA alone."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, bf16))

@@ -17,6 +17,7 @@ from ..networks.base import DenoisingNetwork
 from ..networks.guidance import Guidance, num_blocks
 from ..schedulers import DiffusionProcess
 from ..settings import usable_device, whole_number
+from ..spaces import HUWindow, Space
 from ..words import count
 from .inferer import uses_bf16
 
@@ -103,7 +104,7 @@ class SeedSampler(Inferer):
         scheduler: the process.
         num_inference_steps: network calls per volume, see `DiffusionProcess.set_timesteps`.
         grid: voxels of the volumes along each axis.
-        hu_window: HU of the values -1 and 1.
+        space: of the network.
         num_volumes: of this process, for the progress bar; 0 shows none.
         in_channels: channels of the volumes.
         guidance: layer-skip guidance of the network, if any.
@@ -114,13 +115,14 @@ class SeedSampler(Inferer):
         scheduler: DiffusionProcess,
         num_inference_steps: int,
         grid: Sequence[int],
-        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        space: Optional[Space] = None,
         num_volumes: int = 0,
         in_channels: int = 1,
         guidance: Optional[Guidance] = None,
     ) -> None:
-        self.scheduler, self.shape, self.guidance = scheduler, (in_channels, *grid), guidance
-        self.hu_min, self.hu_max = hu_window
+        self.scheduler, self.guidance, self.grid = scheduler, guidance, list(grid)
+        self.space = space or HUWindow()
+        self.shape = self.space.shape(in_channels, grid)
         self.num_volumes = num_volumes
         self.bar: Optional[tqdm] = None
         self._calls: list[Callable[[Tensor], Tensor]] = []
@@ -149,7 +151,7 @@ class SeedSampler(Inferer):
             self.bar.update(len(inputs))
         if not bool(torch.isfinite(sample).all()):
             raise ValueError(f"the volumes of the seeds {inputs.tolist()} are not finite: the weights are broken")
-        return (sample.clamp(-1, 1) + 1) * (0.5 * (self.hu_max - self.hu_min)) + self.hu_min
+        return self.space.decode(sample)
 
     @torch.no_grad()
     def calls(self, network: nn.Module) -> list[Callable[[Tensor], Tensor]]:

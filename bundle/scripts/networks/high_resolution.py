@@ -150,11 +150,7 @@ class HighResolutionPRDiT(DenoisingNetwork):
         Returns:
             As `forward` inside the windows (B, 2C, *sides), and the backbone's prediction there (B, 2C, *sides / f).
         """
-        times, factor, halo = (
-            self._times(x, timesteps),
-            self.factor,
-            (self.refiner.patch_size - self.refiner.stride) // 2,
-        )
+        times, factor, halo = self._times(x, timesteps), self.factor, self.refiner.halo
         trained = any(parameter.requires_grad for parameter in self.backbone.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             low = self.backbone(downsample_nearest(x, factor), times)

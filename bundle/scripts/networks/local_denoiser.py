@@ -51,6 +51,7 @@ class LocalDenoiser(nn.Module):
         super().__init__()
         check_patches(patch_size, stride)
         self.patch_size, self.stride, self.chunk_tokens = patch_size, stride, chunk_tokens
+        self.halo = (patch_size - stride) // 2  # voxels that a patch sees beyond what it predicts
         width = in_channels * patch_size**3
         self.time_head = nn.Linear(time_size, width)
         self.modulation = AdaptiveModulation(width, width, 6, norm)
@@ -89,14 +90,14 @@ class LocalDenoiser(nn.Module):
         Args:
             x: noisy volume.
             time: shared time features, (B, time_size).
-            padded: x already has the halo of (p - s) / 2 voxels on every side; the output is then smaller by it.
+            padded: x already has the halo on every side; the output is then smaller by it.
         """
         return self.denoise(x, self.modulations(time), padded)
 
     def denoise(self, x: Tensor, modulation: Tensor, padded: bool = False) -> Tensor:
         """As `forward`, with what `modulations` made of the time."""
-        halo = self.patch_size - self.stride if padded else 0
-        grid = token_grid([x.shape[2] - halo, x.shape[3] - halo, x.shape[4] - halo], self.stride)
+        beyond = 2 * self.halo if padded else 0
+        grid = token_grid([x.shape[2] - beyond, x.shape[3] - beyond, x.shape[4] - beyond], self.stride)
         # the padded volume is not kept while the patches are denoised
         patches = patchify(x if padded else pad_volume(x, self.patch_size, self.stride), self.patch_size, self.stride)
         return unpatchify(self.predict_tokens(patches, modulation), grid, self.stride)

@@ -102,7 +102,7 @@ class PRDiT(DenoisingNetwork):
         """
         times = self._times(x, timesteps)
         raw = self.local(x.to(self.time.weight.dtype), self._time_features(times), padded=True).to(x.dtype)
-        halo = (self.local.patch_size - self.local.stride) // 2
+        halo = self.local.halo
         inner = x[:, :, halo : x.shape[2] - halo, halo : x.shape[3] - halo, halo : x.shape[4] - halo]
         return self._skip(inner, times, raw, 1.0) if self.skip else raw
 

@@ -2,14 +2,8 @@
 
 from .checkpoints import TrainingCheckpoint, claim_folder
 from .handlers import EMAWarmUp, EpochSeed, FrozenAverage, GradientGuard, LearningRateSchedule
-from .high_resolution import (
-    HighResolutionPrepareBatch,
-    HighResolutionTraining,
-    high_resolution_grid,
-    high_resolution_network,
-)
+from .high_resolution import high_resolution_grid, high_resolution_network
 from .length import run_length, tell_length
-from .losses import PredictionLoss, loss_terms, prediction_errors
 from .monitoring import (
     LastValidation,
     LossCSV,
@@ -20,22 +14,18 @@ from .monitoring import (
     term_metrics,
     validation_share,
 )
+from .objectives import (
+    Denoising,
+    HeldOut,
+    LocalDenoising,
+    Objective,
+    ObjectiveBatch,
+    Refining,
+    local_denoising,
+    numbers_of,
+    sum_of_terms,
+)
 from .opening import TrainingStep, end_plan, tell_data, tell_time, tell_weights
 from .pictures import TrainingPictures
-from .prepare_batch import (
-    LocalWindowPrepareBatch,
-    PaddedLocal,
-    SchedulerPrepareBatch,
-    ValidationPrepareBatch,
-    training_batches,
-)
-from .stages import (
-    data_of,
-    parameters_to_train,
-    require_grid,
-    start_from,
-    trained_module,
-    with_frozen_local,
-    with_frozen_residual,
-)
+from .stages import data_of, parameters_to_train, require_grid, start_from, with_frozen_local, with_frozen_residual
 from .tracking import require_mlflow

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Sequence, Union
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import Union
 
 from ..networks.checkpoint import load_strictly, load_tensors, read_settings
-from ..networks.high_resolution import (
-    HighResolutionPRDiT,
-    build_high_resolution,
-    cut_windows,
-    downsample_nearest,
-    override_settings,
-    upsample_nearest,
-)
+from ..networks.high_resolution import HighResolutionPRDiT, build_high_resolution, override_settings
 from ..networks.layers import token_grid
 from ..networks.prdit import built_if_it_fits
-from ..schedulers import DiffusionProcess
-from .prepare_batch import SchedulerPrepareBatch
 from .stages import require_process, volumes_of
 
 
@@ -68,76 +55,3 @@ def high_resolution_network(
     load_strictly(network.backbone, load_tensors(backbone_ckpt), backbone_ckpt)
     network.backbone.requires_grad_(not freeze_backbone)
     return network
-
-
-def _window_sides(spatial_shape: Sequence[int], stride: int, tokens_per_side: int) -> list[int]:
-    """Sides of the windows, in voxels; 0 tokens are all of them."""
-    return [stride * min(tokens_per_side or grid, grid) for grid in token_grid(list(spatial_shape), stride)]
-
-
-class HighResolutionPrepareBatch(SchedulerPrepareBatch):
-    """Whole noisy volumes for the backbone, and in each a random window of patches for the refiner.
-
-    The target holds noise and signal in the window and, for the two terms of consistency, zeros.
-
-    Args:
-        scheduler: the process.
-        network: whose refiner's stride counts.
-        tokens_per_side: side of the window in the refiner's patches; 0 is the whole volume.
-
-    Raises:
-        ValueError: when windows cannot fall on whole voxels of the low grid.
-    """
-
-    def __init__(self, scheduler: DiffusionProcess, network: HighResolutionPRDiT, tokens_per_side: int) -> None:
-        super().__init__(scheduler)
-        network.require_process(scheduler.num_train_timesteps)
-        self.stride, self.tokens_per_side = network.refiner.stride, tokens_per_side
-        if tokens_per_side < 0:
-            raise ValueError(f"refiner_window must be 0 or more patches, got {tokens_per_side}")
-        if tokens_per_side and self.stride % network.factor:
-            raise ValueError(
-                f"refiner_window needs a refiner_stride that is a multiple of the factor {network.factor}, got "
-                f"{self.stride}; set refiner_window to 0"
-            )
-
-    def noisy_batch(self, images: Tensor) -> tuple[Tensor, Tensor, tuple, dict]:
-        noise, timesteps = self.get_noise(images), self.get_timesteps(images)
-        sides = _window_sides(images.shape[2:], self.stride, self.tokens_per_side)
-        last = [(whole - side) // self.stride for whole, side in zip(images.shape[2:], sides)]
-        starts = torch.stack([self.stride * torch.randint(k + 1, (len(images),)) for k in last], dim=1)  # (B, 3)
-        signal, of_noise = (cut_windows(volume, starts.tolist(), sides) for volume in (images, noise))
-        target = self.get_target(signal, of_noise, timesteps)
-        target = torch.cat([target, torch.zeros_like(target)], dim=1)  # (B, 4C, *sides)
-        return images, target, (), {"noise": noise, "timesteps": timesteps, "condition": starts}
-
-
-class HighResolutionTraining(nn.Module):
-    """What the trainer calls: the prediction in the windows, and how far it is from the backbone's at the low grid.
-
-    At the low grid a signal is the average of its blocks, as in the data, and noise the first voxel of each, as in the
-    network's input: what the backbone has to predict. The differences carry the square root of their weight, so that
-    the mean squared errors of all channels against the target, added up, are the loss.
-
-    Args:
-        network: high-resolution network.
-        tokens_per_side: see `HighResolutionPrepareBatch`.
-        consistency_weight: of the squared differences; 0 is Eq. 3 alone.
-    """
-
-    def __init__(self, network: HighResolutionPRDiT, tokens_per_side: int = 0, consistency_weight: float = 0.0) -> None:
-        super().__init__()
-        if not consistency_weight >= 0:
-            raise ValueError(f"consistency_weight must be 0 or more, got {consistency_weight}")
-        self.network, self.tokens_per_side, self.scale = network, tokens_per_side, consistency_weight**0.5
-
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Noisy volumes (B, C, D, H, W) and starts of windows (B, 3) -> noise, signal and their differences."""
-        factor = self.network.factor
-        sides = _window_sides(x.shape[2:], self.network.refiner.stride, self.tokens_per_side)
-        prediction, low = self.network.forward_windows(x, timesteps, context.tolist(), sides)
-        noise, signal = prediction.chunk(2, dim=1)
-        averaged = torch.cat([downsample_nearest(noise, factor), F.avg_pool3d(signal, factor)], dim=1)
-        return torch.cat(
-            [prediction, upsample_nearest(self.scale * (averaged - low), factor)], dim=1
-        )  # (B, 4C, *sides)

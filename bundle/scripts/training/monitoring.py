@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence, Sized, Union
+from typing import Any, Optional, Sequence, Sized, Union
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..files import write_text
 from ..hardware import device_name
-from .losses import NOISE_AND_SIGNAL, loss_terms
+from .objectives import numbers_of
 from .pictures import picture_path
 
 
@@ -61,15 +61,15 @@ def tell_run(
 
 
 class LossMetric(Average):
-    """Mean of the loss ('loss') or one of its terms, by the name of the prediction, over an epoch and all ranks."""
+    """Mean of the loss ('loss') or one of the objective's terms, by its name, over an epoch and all ranks."""
 
-    def __init__(self, term: str = "loss", predictions: Sequence[str] = NOISE_AND_SIGNAL) -> None:
-        super().__init__(output_transform=lambda output: loss_terms(output, predictions)[term])
+    def __init__(self, term: str = "loss") -> None:
+        super().__init__(output_transform=lambda output: numbers_of(output)[term])
 
 
-def term_metrics(predictions: Sequence[str]) -> dict[str, LossMetric]:
+def term_metrics(terms: Sequence[str]) -> dict[str, LossMetric]:
     """The terms of the validation loss as metrics, for instance 'val_noise' and 'val_signal'."""
-    return {f"val_{name}": LossMetric(name, predictions) for name in predictions}
+    return {f"val_{name}": LossMetric(name) for name in terms}
 
 
 class _Bar(tqdm):
@@ -175,7 +175,6 @@ class TensorBoardLog(TensorBoardStatsHandler):
     Args:
         log_dir: folder.
         evaluator: whose metrics it writes.
-        output_transform: an output of the trainer -> its loss and terms.
         optimizer: for the learning rate.
         pictures: folder and start of the names of those of `TrainingPictures`, which comes before.
     """
@@ -186,13 +185,10 @@ class TensorBoardLog(TensorBoardStatsHandler):
         self,
         log_dir: str,
         evaluator: Engine,
-        output_transform: Callable[[Any], dict[str, float]],
         optimizer: Optional[torch.optim.Optimizer] = None,
         pictures: Optional[str] = None,
     ) -> None:
-        super().__init__(
-            summary_writer=_UNMADE, output_transform=output_transform, epoch_event_writer=self.write_validation
-        )
+        super().__init__(summary_writer=_UNMADE, output_transform=numbers_of, epoch_event_writer=self.write_validation)
         self.log_dir, self.evaluator, self.optimizer, self.pictures = log_dir, evaluator, optimizer, pictures
         self.validated = 0
 
@@ -259,17 +255,13 @@ class LossCSV:
         path: of the CSV; a continued run appends.
         optimizer: for the learning rate.
         evaluator: whose metrics it writes.
-        predictions: of the process; names of the terms.
+        terms: of the objective.
     """
 
     def __init__(
-        self,
-        path: Union[str, Path],
-        optimizer: torch.optim.Optimizer,
-        evaluator: Engine,
-        predictions: Sequence[str] = NOISE_AND_SIGNAL,
+        self, path: Union[str, Path], optimizer: torch.optim.Optimizer, evaluator: Engine, terms: Sequence[str]
     ) -> None:
-        self.path, self.optimizer, self.evaluator, self.predictions = Path(path), optimizer, evaluator, predictions
+        self.path, self.optimizer, self.evaluator, self.terms = Path(path), optimizer, evaluator, ("loss", *terms)
         self.sums: dict[str, float] = {}
         self.steps = 0
 
@@ -280,7 +272,7 @@ class LossCSV:
         engine.add_event_handler(Events.COMPLETED, self.complete)
 
     def add(self, engine: Engine) -> None:
-        for name, value in loss_terms(engine.state.output, self.predictions).items():
+        for name, value in numbers_of(engine.state.output).items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
 
@@ -300,7 +292,7 @@ class LossCSV:
     def put(self, row: dict[str, Any], engine: Engine) -> None:
         """Writes a row in place of those of its epoch and later, which a broken run left behind its last checkpoint."""
         validated = self.evaluator.state.metrics if self.evaluator.state.epoch == engine.state.epoch else {}
-        for name in ("loss", *self.predictions):
+        for name in self.terms:
             row[f"val_{name}"] = f"{validated[f'val_{name}']:.6f}" if f"val_{name}" in validated else ""
         rows = [old for epoch, old in self.rows().items() if epoch < engine.state.epoch]
         write_text(self.path, _table([*rows, row]))
@@ -327,8 +319,7 @@ class LossCSV:
             ) from None
 
     def columns(self) -> list[str]:
-        terms = ("loss", *self.predictions)
-        return ["epoch", "step", "lr", *(f"train_{name}" for name in terms), *(f"val_{name}" for name in terms)]
+        return ["epoch", "step", "lr", *(f"{kind}_{name}" for kind in ("train", "val") for name in self.terms)]
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional, Sequence, Union
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
@@ -21,6 +21,7 @@ from ..hardware import CPU_ONLY, GB, idle_gpu, memory_bytes
 from ..inferers.opening import duration, tell_needs
 from ..words import count
 from .checkpoints import checkpoints
+from .objectives import Objective, sum_of_terms
 
 FEW_VOLUMES = 20  # nothing was measured about it: with so few, each is seen hundreds of times
 _SMALL = 1.0  # seconds: a step of one volume that takes longer is not repeated with the whole batch
@@ -30,42 +31,27 @@ class TrainingStep:
     """One step of training, forward and backward, to be timed or counted before the run; it changes nothing.
 
     Args:
-        network: that is trained, see `trained_module`.
-        prepare_batch: of the trainer.
-        inferer: of the trainer.
-        loss_function: of the trainer.
+        objective: that is trained.
         grid: voxels of a volume along x, y, z.
         batch_size: volumes a step, of this process.
         device: where it runs.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        prepare_batch: Any,
-        inferer: Any,
-        loss_function: Any,
-        grid: Sequence[int],
-        batch_size: int,
-        device: Union[str, torch.device],
+        self, objective: Objective, grid: Sequence[int], batch_size: int, device: Union[str, torch.device]
     ) -> None:
-        self.network, self.prepare_batch, self.inferer, self.loss_function = (
-            network,
-            prepare_batch,
-            inferer,
-            loss_function,
-        )
+        self.objective = objective
         self.grid, self.batch_size, self.device = list(grid), batch_size, torch.device(device)
 
-    def batch(self, batch_size: int) -> Any:
-        """What the trainer makes of volumes of air: inputs, targets, and arguments of the network."""
-        volumes = {"image": torch.zeros(batch_size, 1, *self.grid), "index": torch.arange(batch_size)}
-        return self.prepare_batch(volumes, self.device, False)
+    def batch(self, batch_size: int) -> dict[str, Any]:
+        """Volumes of water, in HU."""
+        volumes = torch.zeros(batch_size, 1, *self.grid, device=self.device)
+        return {"image": volumes, "index": torch.arange(batch_size)}
 
-    def run(self, inputs: Tensor, targets: Tensor, args: Any, kwargs: Any) -> None:
+    def run(self, batch: dict[str, Any]) -> None:
         """Forward and backward."""
         with torch.enable_grad():
-            self.loss_function(self.inferer(inputs, self.network, *args, **kwargs), targets).mean().backward()
+            sum_of_terms(self.objective(batch)).backward()
 
     def seconds(self) -> float:
         """Of a step, from one or two of them; of a large batch, from a step of one volume."""
@@ -74,13 +60,13 @@ class TrainingStep:
             self._timed(1)  # what the first step alone has to do
             one = self._timed(1)
             found = self._timed(self.batch_size) if one < _SMALL else one * self.batch_size
-        for parameter in self.network.parameters():
+        for parameter in self.objective.parameters():
             parameter.grad = None
         return found
 
     def _timed(self, batch_size: int) -> float:
         start = time.monotonic()
-        self.run(*self.batch(batch_size))
+        self.run(self.batch(batch_size))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.monotonic() - start
@@ -94,7 +80,7 @@ class TrainingStep:
             flops, peak = self._counted(batch_size, FakeTensorMode(allow_non_fake_inputs=True))
         except DataDependentOutputException:
             flops, peak = (batch_size * number for number in self._counted(1, None))
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.network.parameters()]
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.objective.parameters()]
         total, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
         states = 4 * (2 * total + 2 * trained)  # weights and their average, AdamW's two; gradients are among the step's
         return {"tflop": flops / 1e12, "gb": (states + peak) / GB}
@@ -108,10 +94,10 @@ class TrainingStep:
         try:
             with FlopCounterMode(display=False) as flops, fake or nullcontext(), peak:
                 self.run(
-                    *tree_map(lambda one: fake.from_tensor(one) if fake and isinstance(one, Tensor) else one, batch)
+                    tree_map(lambda one: fake.from_tensor(one) if fake and isinstance(one, Tensor) else one, batch)
                 )
         finally:
-            for parameter in self.network.parameters():
+            for parameter in self.objective.parameters():
                 parameter.grad = None
         return flops.get_total_flops(), held + peak.peak
 
@@ -185,7 +171,7 @@ def end_plan(step: TrainingStep, num_steps: int, keep: int, ckpt_dir: str) -> No
         ckpt_dir: of the weights.
     """
     needs = step.needs(step.batch_size)
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in step.network.parameters()]
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in step.objective.parameters()]
     checkpoint = sum(4 * size * (4 if trains else 2) for size, trains in sizes)  # weights, their average, AdamW's two
     there = memory_bytes(step.device)
     tell_needs(

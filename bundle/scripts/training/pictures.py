@@ -15,13 +15,14 @@ from torch import Tensor
 from ..data.pictures import LUNG_WINDOW
 from ..data.transforms import three
 from ..files import whole_file
-from ..inferers.inferer import uses_bf16
+from ..inferers.inferer import autocast
 from ..inferers.sampler import SeedSampler
 from ..networks.base import DenoisingNetwork
 from ..networks.guidance import num_blocks
 from ..networks.high_resolution import HighResolutionPRDiT
 from ..networks.prdit import PRDiT
 from ..schedulers import DiffusionProcess
+from ..spaces import Space
 
 Rows = list[list[tuple[str, np.ndarray]]]  # named slices
 NOISE_LEVELS = (0.75, 0.5, 0.25)  # positions on the path, 1 is noise
@@ -44,9 +45,10 @@ class TrainingPictures:
         pictures: folder and start of the pictures' names, such as 'C/pictures/model'.
         losses: CSV of `LossCSV`, which comes before this handler, as the validation does.
         evaluator: that validates the average.
+        network: the average.
         scheduler: the process, with the solver that samples.
+        space: of the network.
         seen: 'grid' and 'field_of_view_mm' of the volumes.
-        hu_window: HU of the values -1 and 1.
         num_samples: volumes to sample.
         bf16: see `uses_bf16`.
     """
@@ -56,14 +58,15 @@ class TrainingPictures:
         pictures: str,
         losses: Union[str, Path],
         evaluator: Engine,
+        network: PRDiT | HighResolutionPRDiT,
         scheduler: DiffusionProcess,
+        space: Space,
         seen: Mapping[str, Sequence[float]],
-        hu_window: Sequence[float],
         num_samples: int = 2,
         bf16: Any = None,
     ) -> None:
         self.pictures, self.losses, self.evaluator = pictures, Path(losses), evaluator
-        self.scheduler, self.hu_window = scheduler, list(hu_window)
+        self.network, self.scheduler, self.space = network, scheduler, space
         self.grid = [int(side) for side in three(seen["grid"])]
         voxel = [mm / side for mm, side in zip(three(seen["field_of_view_mm"]), self.grid)]
         self.aspect = voxel[2] / voxel[0]
@@ -78,31 +81,32 @@ class TrainingPictures:
         if not self.drawn < self.evaluator.state.epoch == engine.state.epoch:
             return
         self.drawn = engine.state.epoch
-        network: Any = self.evaluator.network
-        device = next(network.parameters()).device
+        device = next(self.network.parameters()).device
         path = picture_path(self.pictures, self.drawn)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, self.bf16)):
-            rows = self.denoised(network, device) + self.sampled(network, device)
+        with autocast(device, self.bf16):
+            rows = self.denoised(device) + self.sampled()
         title = f"{path.stem}, step {engine.state.iteration}: coronal slices, lung window"
         _save(_panel(rows, title, self.aspect), path)
         _save(_curves(self.losses), self.losses.with_name(self.losses.stem.removesuffix("_losses") + "_progress.png"))
 
-    def denoised(self, network: PRDiT | HighResolutionPRDiT, device: torch.device) -> Rows:
-        """A row of named coronal slices (X, Z) in HU for each noise level."""
-        volume = torch.as_tensor(self.evaluator.data_loader.dataset[0]["image"])[None].to(device)  # type: ignore[attr-defined]
+    def denoised(self, device: torch.device) -> Rows:
+        """A row of named coronal slices (X, Z) for each noise level."""
+        hu = torch.as_tensor(self.evaluator.data_loader.dataset[0]["image"])[None].to(device)  # type: ignore[attr-defined]
+        volume = self.space.encode(hu)
         noise = self.scheduler.sample_noise(volume.cpu(), [torch.Generator().manual_seed(0)]).to(device)
         rows = []
         for level in NOISE_LEVELS:
             time = torch.full((1,), float(self.scheduler.time(level)), device=device)
             noisy = self.scheduler.add_noise(volume, noise, time)
             (point,) = self.scheduler.points([level])
-            first, second = (part.float() for part in network.forward_parts(noisy, time))
+            first, second = (part.float() for part in self.network.forward_parts(noisy, time))
             signal, of_first = (
-                self.scheduler.noise_and_signal(output, noisy, point)[1] for output in (first + second, first)
+                self.space.decode(self.scheduler.noise_and_signal(output, noisy, point)[1])
+                for output in (first + second, first)
             )
-            names = ("validation volume", f"u = {level}", "denoised", *self.parts_of(network))
-            parts = (volume, noisy, signal, of_first, signal - of_first)
+            names = ("validation volume", f"u = {level}", "denoised", *self.parts_of(self.network))
+            parts = (hu, self.space.decode(noisy), signal, of_first, signal - of_first)
             rows.append([(name, self.coronal(part, name == names[-1])) for name, part in zip(names, parts)])
         return rows
 
@@ -112,25 +116,25 @@ class TrainingPictures:
         high = isinstance(network, HighResolutionPRDiT)
         return ("upsampled part", "refiner's part") if high else ("local part", "residual part")
 
-    def sampled(self, network: DenoisingNetwork, device: torch.device) -> Rows:
+    def sampled(self) -> Rows:
         """A row of coronal slices of the samples, one per seed; none in stage 1, which draws noise."""
-        if num_blocks(network.settings) == 0:
+        if num_blocks(self.network.settings) == 0:
             return []
-        sampler = SeedSampler(self.scheduler, 20, self.grid, (-1, 1))  # a new one: it keeps what weights made of times
-        volumes = [sampler(torch.tensor([seed]), network) for seed in range(self.num_samples)]
+        sampler = SeedSampler(
+            self.scheduler, 20, self.grid, self.space
+        )  # a new one: it keeps what weights made of times
+        volumes = [sampler(torch.tensor([seed]), self.network) for seed in range(self.num_samples)]
         return [[(f"seed {seed}", self.coronal(volume)) for seed, volume in enumerate(volumes)]]
 
-    def coronal(self, volume: Tensor, difference: bool = False) -> np.ndarray:
-        """The middle coronal slice of (1, C, X, Y, Z), as radiologists look at it, 0 to 1 in the lung window.
+    @staticmethod
+    def coronal(volume: Tensor, difference: bool = False) -> np.ndarray:
+        """The middle coronal slice of (1, C, X, Y, Z) in HU, as radiologists look at it, 0 to 1 in the lung window.
 
         A difference of volumes is 0.5 where it is 0, in the same scale.
         """
         low, high = LUNG_WINDOW
         plane = volume[0, 0, :, volume.shape[3] // 2].flip(0, 1).T.float().cpu().numpy()
-        half = 0.5 * (self.hu_window[1] - self.hu_window[0])
-        if difference:
-            return np.clip(0.5 + plane * half / (high - low), 0, 1)
-        return np.clip((self.hu_window[0] + (plane + 1) * half - low) / (high - low), 0, 1)
+        return np.clip(0.5 + plane / (high - low) if difference else (plane - low) / (high - low), 0, 1)
 
 
 def _panel(rows: Rows, title: str, aspect: float) -> Figure:

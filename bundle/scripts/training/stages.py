@@ -14,7 +14,6 @@ from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_strictly, load_tensors,
 from ..networks.high_resolution import override_settings
 from ..networks.layers import check_patches, check_reflection, token_grid
 from ..networks.prdit import PRDiT
-from .prepare_batch import PaddedLocal
 
 # Settings of the network that the local branch depends on
 _LOCAL_SETTINGS = ("hidden_size", "in_channels", "norm", "parametrization", "num_predictions")
@@ -192,17 +191,6 @@ def with_frozen_local(
     load_strictly(frozen, load_tensors(local_ckpt), local_ckpt)
     frozen.requires_grad_(False)
     return network
-
-
-def trained_module(network: PRDiT, local_window: int) -> nn.Module:
-    """The module that the trainer calls: in stage 1 with a window, the local branch on padded pieces.
-
-    Raises:
-        ValueError: when a window is asked for in stage 2, where patches are not independent.
-    """
-    if local_window and network.residual is not None:
-        raise ValueError("local_window is for stage 1 alone: in stage 2 every token sees every other; set it to 0")
-    return PaddedLocal(network) if local_window else network
 
 
 def require_grid(network: DenoisingNetwork, grid: Sequence[int]) -> None:
