@@ -17,6 +17,7 @@ from scripts.evaluation import Comparison, common_grid, volume_sets
 from scripts.evaluation.figures import Axis, dot_plot, line_plot
 from scripts.evaluation.headline import headline as headline_of
 from scripts.inferers import save_volume
+from scripts.hardware import device_name
 from scripts.networks import save_weights
 
 GRID, SIZE_MM = [32, 32, 32], [320.0] * 3
@@ -242,10 +243,16 @@ def test_a_sweep_samples_every_combination_once_and_compares_them(make_network, 
     assert first.stat().st_mtime_ns == written
 
 
-def test_one_volume_says_which_metrics_need_more(planted, tmp_path):
+def test_one_volume_says_which_metrics_need_more(planted, results, tmp_path, capsys):
     write(tmp_path / "one", "a.nii.gz", phantom(77))
     shared = {"cache_dir": planted / "report" / "cache", "real_dir": planted / "real"}
     found = evaluate(tmp_path / "r", generated_dir=tmp_path / "one", **shared)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == (
+        "compares 1 generated volume with 14 real volumes, at 32³ voxels of 10 mm; looks for copies among the same"
+    )
+    assert second.startswith(f"measures 1 volume (14 are measured already) on {device_name('cpu')}; metrics: all, random")
+    assert second.endswith(f"-> {tmp_path / 'r'}/")
     distances = found["distances"]["generated"]
     assert distances["FID"]["value"] is None and "needs 2 volumes in each set, there is 1" in distances["FID"]["note"]
     assert "needs 7" in distances["recall"]["note"]

@@ -2,6 +2,7 @@
 
 from .comparison import Comparison, choose_metrics, needs_features
 from .evaluation import Evaluation, volume_sets
+from .opening import tell_evaluation
 from .records import KeepSized, MeasureVolumed, RecordStore, RecordWriter
 from .sweep import sampled_folders
 from .volume_sets import common_grid

@@ -1,0 +1,63 @@
+"""What an evaluation says before it starts."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping, Optional, Sequence, Sized, Union
+
+import torch
+
+from ..hardware import device_name
+from ..metrics import FeatureExtractor
+from ..words import count
+from .comparison import MEMORISATION
+from .volume_sets import VolumeSet
+
+
+def tell_evaluation(
+    sets: Mapping[str, VolumeSet],
+    missing: Sized,
+    voxels: str,
+    chosen: Optional[Sequence[str]],
+    metrics: Mapping[str, Any],
+    extractor: FeatureExtractor,
+    device: Union[str, torch.device],
+    output_dir: str,
+    processes: int = 1,
+    quiet: bool = False,
+) -> None:
+    """Prints what is compared with what, how many volumes have to be measured, by what and on what, and where it goes.
+
+    Args:
+        sets: of `volume_sets`.
+        missing: volumes that are not measured yet.
+        voxels: of the common grid, see `voxels_in_words`.
+        chosen: beginnings of names of metrics, or None for all.
+        metrics: of `choose_metrics`.
+        extractor: of features.
+        device: where it runs.
+        output_dir: of the report.
+        processes: that share the volumes.
+        quiet: says nothing, on all ranks but one.
+    """
+    if quiet:
+        return
+    real, training = sets["real"], sets.get("training")
+    what = " and ".join(_volumes(name, len(one)) for name, one in sets.items() if name not in ("real", "training"))
+    against = count(len(real), "phantom" if real.folder is None else "real volume")
+    copied = "the same" if training is None else count(len(training), "training volume")
+    print(
+        f"compares {what} with {against}, at {voxels}"
+        + (f"; looks for copies among {copied}" if MEMORISATION in metrics["others"] else "")
+    )
+    there = len({content for one in sets.values() for content in one.hashes}) - len(missing)
+    where = device_name(device) + (f", {processes} processes" if processes > 1 else "")
+    precision = f" in {'bf16' if extractor.uses_bf16(device) else 'float32'}" if extractor.sha256 else ""
+    print(
+        f"measures {count(len(missing), 'volume')}"
+        + (f" ({there} {'is' if there == 1 else 'are'} measured already)" if there else "")
+        + f" on {where}; metrics: {', '.join(chosen) if chosen else 'all'}, {extractor.label}{precision}; -> {output_dir}/"
+    )
+
+
+def _volumes(name: str, number: int) -> str:
+    return count(number, "generated volume") if name == "generated" else f"{count(number, 'volume')} of {name}"
