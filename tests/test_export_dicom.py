@@ -116,6 +116,20 @@ def test_scaled_volumes_are_no_dicom(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_run_takes_more_disk_than_its_plan_says(generated, chest):
+    """Noise can be compressed least."""
+    noise = np.random.default_rng(0).integers(-1000, 1000, chest.shape).astype(np.float32)
+    writers = ["nifti", "preview", "view", "dicom"]
+    folder = generated(volume=noise, writers=writers)
+    taken = sum(path.stat().st_size for path in folder.rglob("*"))
+    plans = []
+    for names in (writers, ["nifti", "preview", "dicom"]):
+        store = VolumeStore(str(folder), PROVENANCE, writers=names, dry_run=True)
+        store.missing([{"seed": 7}])
+        plans.append(store.most_bytes(noise.size))
+    assert taken <= plans[0] and plans[0] - plans[1] >= (folder / "view" / "000.js").stat().st_size
+
+
 # export_dicom.yaml
 
 

@@ -14,7 +14,7 @@ from ignite.engine import Engine
 from ..data.transforms import three
 from ..hardware import CPU_ONLY, GB, device_name, free_disk, idle_gpu
 from ..networks.base import DenoisingNetwork
-from ..words import count
+from ..words import bytes_in_words, count
 from .memory import peak_gb
 from .sampler import SeedSampler
 from .store import VolumeStore
@@ -126,7 +126,6 @@ def tell_volumes(
 
 def end_plan(
     store: VolumeStore,
-    missing: Sized,
     settings: dict[str, Any],
     grid: Sequence[int],
     memory: dict[str, int],
@@ -137,8 +136,7 @@ def end_plan(
     """Prints what sampling needs of memory and disk, both calculated, and ends the process.
 
     Args:
-        store: the output folder.
-        missing: seeds of the volumes that would be made.
+        store: the output folder, that has looked for its volumes.
         settings: the JSON beside the weights.
         grid: of a volume.
         memory: see `memory_plan`.
@@ -148,7 +146,7 @@ def end_plan(
     """
     batch, chunk = memory["batch_size"], memory["chunk_tokens"]
     peak = peak_gb(settings["network"], grid, batch, chunk, precision == "bf16", num_calls, guided)
-    tell_needs(f"{peak:.2g} GB for weights and activations", 2 * math.prod(grid) * len(missing), store.folder)
+    tell_needs(f"{peak:.2g} GB for weights and activations", store.most_bytes(math.prod(grid)), store.folder)
     raise SystemExit(0)
 
 
@@ -158,7 +156,7 @@ def tell_needs(memory: str, disk: float, folder: Union[str, Path], work: str = "
     if work:
         print(work)
     print(f"needs {memory} (calculated), beside what Python and PyTorch take")
-    print(f"writes at most {disk / GB:.2g} GB (calculated); {free / GB:.0f} GB are free in {place}")
+    print(f"writes at most {bytes_in_words(disk)} (calculated); {free / GB:.0f} GB are free in {place}")
     print("dry run: nothing was written")
 
 

@@ -86,6 +86,10 @@ class VolumeStore:
         idist.barrier()
         return self.todo
 
+    def most_bytes(self, voxels: int) -> float:
+        """Disk that all volumes, and what is made of them, take at most."""
+        return sum(writer.most_bytes(voxels, len(self.items)) for writer in self.writers)
+
     def progress(self) -> str:
         """How far a run is that was ended."""
         made = self.saved if self.overwrite else sum(self.sidecar(item["seed"]).is_file() for item in self.todo)

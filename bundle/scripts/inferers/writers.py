@@ -14,8 +14,10 @@ from ..data.intensity import HU, to_hu
 from ..data.pictures import labelled_picture
 from ..data.readers import read_file
 from ..files import sha256_of, whole_file
-from ..review.viewer import Viewed, write_view
+from ..review.viewer import Viewed, most_script_bytes, write_view
 
+_BYTES = 2  # of a voxel, before compression
+_PICTURE_BYTES, _PAGE_BYTES, _HEADER_BYTES = 2e6, 2e5, 1e6  # of preview.png, view.html, a series: more than was seen
 _PICTURED = 4  # volumes in a preview
 _VIEWED = 24  # volumes in view.html, each of which is stored once more for it
 
@@ -30,6 +32,10 @@ class Writer:
     def check(self, provenance: Mapping[str, Any]) -> None:
         """Before anything is sampled: ValueError in one line where volumes made in this way cannot be written."""
 
+    def most_bytes(self, voxels: int, num_volumes: int) -> float:
+        """Disk that it takes at most for so many volumes of so many voxels."""
+        return 0.0
+
     def is_there(self, volume: GeneratedVolume) -> bool:
         """Whether all that `write` makes of a stored volume is there; ValueError where other files are in its way."""
         return True
@@ -43,6 +49,9 @@ class Writer:
 
 class Preview(Writer):
     """preview.png: the first four volumes, see `labelled_picture`."""
+
+    def most_bytes(self, voxels: int, num_volumes: int) -> float:
+        return _PICTURE_BYTES
 
     def finish(self, volumes: Sequence[GeneratedVolume], overwrite: bool) -> None:
         read = [volume.read() for volume in volumes[:_PICTURED]]
@@ -60,6 +69,9 @@ class Preview(Writer):
 
 class View(Writer):
     """view.html: all generated volumes of the folder, the first by name where there are many."""
+
+    def most_bytes(self, voxels: int, num_volumes: int) -> float:
+        return _PAGE_BYTES + min(num_volumes, _VIEWED) * most_script_bytes(voxels)
 
     def finish(self, volumes: Sequence[GeneratedVolume], overwrite: bool) -> None:
         folder = volumes[0].path.parent
@@ -95,6 +107,9 @@ class Dicom(Writer):
         if provenance.get("intensity", HU) != HU:
             raise ValueError("dicom needs volumes in HU; these weights make scaled ones (paper_compat)")
 
+    def most_bytes(self, voxels: int, num_volumes: int) -> float:
+        return num_volumes * (voxels * _BYTES + _HEADER_BYTES)
+
     def is_there(self, volume: GeneratedVolume) -> bool:
         header = written_series(series_folder(volume.path))
         return header is not None and volume.facts.get("volume_sha256", "?") in header.DerivationDescription
@@ -103,8 +118,14 @@ class Dicom(Writer):
         write_series(*volume.read(), series_folder(volume.path), volume.origin())
 
 
-# the store itself writes NIfTI
-WRITERS: dict[str, type[Writer]] = {"nifti": Writer, "preview": Preview, "view": View, "dicom": Dicom}
+class Nifti(Writer):
+    """seed_000000.nii.gz, which the store itself writes before all others."""
+
+    def most_bytes(self, voxels: int, num_volumes: int) -> float:
+        return num_volumes * voxels * _BYTES
+
+
+WRITERS: dict[str, type[Writer]] = {"nifti": Nifti, "preview": Preview, "view": View, "dicom": Dicom}
 
 
 def writers_of(names: Sequence[Union[str, Writer]]) -> list[Writer]:

@@ -63,6 +63,11 @@ def write_volume_script(
         file.write(b'"' + data + b'");\n')
 
 
+def most_script_bytes(voxels: int) -> float:
+    """Disk for the script of a volume that cannot be compressed."""
+    return voxels * 2 * 4 / 3  # int16 in base64
+
+
 def _first_line(source: str = "") -> bytes:
     return f"// {MARK} {source}".rstrip().encode() + b"\n"
 
