@@ -16,8 +16,8 @@ from scripts.data.transforms import grid_affine
 from scripts.evaluation import Comparison, common_grid, volume_sets
 from scripts.evaluation.figures import Axis, dot_plot, line_plot
 from scripts.evaluation.headline import headline as headline_of
-from scripts.inferers import save_volume
 from scripts.hardware import device_name
+from scripts.inferers import save_volume
 from scripts.networks import save_weights
 
 GRID, SIZE_MM = [32, 32, 32], [320.0] * 3
@@ -251,7 +251,9 @@ def test_one_volume_says_which_metrics_need_more(planted, results, tmp_path, cap
     assert first == (
         "compares 1 generated volume with 14 real volumes, at 32³ voxels of 10 mm; looks for copies among the same"
     )
-    assert second.startswith(f"measures 1 volume (14 are measured already) on {device_name('cpu')}; metrics: all, random")
+    assert second.startswith(
+        f"measures 1 volume (14 are measured already) on {device_name('cpu')}; metrics: all, random"
+    )
     assert second.endswith(f"-> {tmp_path / 'r'}/")
     distances = found["distances"]["generated"]
     assert distances["FID"]["value"] is None and "needs 2 volumes in each set, there is 1" in distances["FID"]["note"]
