@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 from scripts.data import chest_phantom  # noqa: E402
 from scripts.data.transforms import three  # noqa: E402
 from scripts.evaluation import MeasureVolumed, choose_metrics  # noqa: E402
-from scripts.evaluation.page import number  # noqa: E402
 from scripts.evaluation.records import Records  # noqa: E402
 from scripts.evaluation.set_metrics import EXCESS_LIKENESS, LIKENESS  # noqa: E402
 from scripts.evaluation.volume_sets import FIRST_REFERENCE_PHANTOM as FIRST_REFERENCE  # noqa: E402
 from scripts.metrics import HU_BANDS, SIZE_NAMES, Estimate, bootstrap_weights, estimate  # noqa: E402
+from scripts.pages import number  # noqa: E402
 
 HU_WINDOW = (-1000.0, 1000.0)
 STRIDES = (4, 8)

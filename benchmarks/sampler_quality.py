@@ -28,9 +28,9 @@ from gaussian_samplers import OTHER_SPACINGS
 from monai.bundle import run
 from quality import DISTANCE, PARTS, Scale, load_generated
 
-from scripts.evaluation.page import number
 from scripts.metrics import Estimate
 from scripts.networks import read_settings  # quality.py has made the package known
+from scripts.pages import number
 from scripts.schedulers import SPACINGS, build_scheduler
 
 matplotlib.use("Agg")

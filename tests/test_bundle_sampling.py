@@ -29,7 +29,9 @@ def test_samples_are_ct_in_hu_with_geometry(trained, tmp_path):
     assert np.allclose(np.array(other.GetOrigin()) * [-1, -1, 1], image.affine[:3, 3], atol=1e-3)
     sidecar = json.loads((tmp_path / "four" / "seed_000005.json").read_text())
     weights = json.loads((trained / "ckpt" / "model.json").read_text())["sha256"]
-    assert sidecar["synthetic"] is True and [image.header["cal_min"], image.header["cal_max"]] == [-1000, 400]
+    sidecars = [json.loads(path.read_text()) for path in sorted((tmp_path / "four").glob("seed_*.json"))]
+    assert [one["seed"] for one in sidecars if one["synthetic"] is True] == [5, 6, 7, 8]
+    assert [image.header["cal_min"], image.header["cal_max"]] == [-1000, 400]
     assert b"synthetic" in bytes(image.header["descrip"])
     assert sidecar["seed"] == 5 and sidecar["weights_sha256"] == weights and sidecar["num_inference_steps"] == 4
     # the same seed in a batch of one is the same volume

@@ -8,7 +8,6 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_series import (
-    AXIAL,
     base,
     compress,
     ct,
@@ -453,7 +452,3 @@ def count_reads(monkeypatch):
 
     monkeypatch.setattr(OpenedDicom, "read", counted)
     return reads
-
-
-def test_axial_is_what_it_says():
-    assert np.cross(AXIAL[:3], AXIAL[3:]).tolist() == [0, 0, 1]

@@ -28,6 +28,7 @@ def test_series_becomes_int16_hu_in_place(prepare, tmp_path, chest):
     np.testing.assert_allclose(image.affine, grid_affine([32] * 3, [320] * 3), atol=1e-4)
     assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 1
     assert np.allclose(image.get_sform(), image.get_qform())
+    assert [image.header["cal_min"], image.header["cal_max"]] == [-1000, 400]  # what viewers show black and white
     assert record["original_axes"] == "SPL" and record["coverage"] == [1, 1, 1]
 
 

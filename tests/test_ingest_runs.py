@@ -68,6 +68,7 @@ def test_paper_compat_is_scaled_and_marked(prepare, tmp_path, chest):
     image, hu = nib.load(path), np.rint(chest)
     high = np.quantile(hu, 0.999)
     np.testing.assert_allclose(image.get_fdata(), (np.clip(hu, -1000, high) + 1000) / (high + 1000), atol=2e-3)
+    assert [image.header["cal_min"], image.header["cal_max"]] == [0, 1]
     assert json.loads((folder / "dataset.json").read_text())["intensity"] == "paper_compat"
     assert "not HU" in bytes(image.header["descrip"]).decode() and "not HU" in (folder / "report.html").read_text()
     datalist = ct_datalist(folder)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import run
-from test_evaluation import QUICK, phantom, write
+from evaluations import QUICK, phantom, write
 
 from scripts.metrics import ORGAN_NAMES, OrganSegmenter
 

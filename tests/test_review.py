@@ -280,7 +280,7 @@ def test_what_readers_typed_cannot_run(scored):
 
 
 def test_every_link_of_the_page_is_inside_of_it(scored):
-    assert not re.findall(r'(?:src|href)="(?!data:)', scored[1]) and "http" not in scored[1]
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', scored[1]) and "http" not in scored[1]
 
 
 def test_pictures_are_optional(made, scored, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_runs import assert_refused, run
-from test_evaluation import phantom, write
+from evaluations import phantom, write
 
 from scripts.metrics.critic import CriticPairs, critic_losses, critic_network, gradient_penalty, held_out, w_scores
 

@@ -22,7 +22,7 @@ from ..metrics import (
     random_pairs,
 )
 from ..metrics.features import NUM_FEATURES
-from .page import number
+from ..pages import number
 from .records import Records
 from .set_metrics import EXCESS_LIKENESS, LIKENESS, SetMetric, comparison_metrics, property_metrics
 

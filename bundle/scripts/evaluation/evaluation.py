@@ -16,11 +16,11 @@ from monai.engines import SupervisedEvaluator
 from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, require_own, write_text
 from ..metrics import FeatureExtractor
+from ..pages import number
 from ..stops import stoppable
 from ..version import VERSION
 from .comparison import MEMORISATION, MS_SSIM, Comparison, likeness_warnings, warnings_of
 from .headline import headline
-from .page import number
 from .records import Records, RecordStore
 from .report import REPORT_MARK, report_html
 from .volume_sets import VolumeSet, check_sets, generated_sets, hash_volumes, real_set

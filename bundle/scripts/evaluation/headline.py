@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Mapping, Optional
 
+from ..pages import formatted
 from .comparison import FEW_VOLUMES, is_beyond_chance
-from .page import formatted
 from .set_metrics import EXCESS_LIKENESS, LIKENESS
 
 AS_REAL = 1.5  # times what halves of the real volumes have between them: no more than chance makes of it

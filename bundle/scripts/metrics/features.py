@@ -75,11 +75,11 @@ class FeatureExtractor(nn.Module):
 def _medicalnet(feature_weights: Optional[str]) -> nn.Module:
     if feature_weights == "hub":
         return _from_hub()
+    state = {} if feature_weights is None else load_tensors(feature_weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         network = resnet50(bias_downsample=False, **MEDICALNET)
     if feature_weights is not None:
-        state = load_tensors(feature_weights)
         state = state.get("state_dict", state)
         state = {name.removeprefix("module."): value for name, value in state.items()}
         load_strictly(network, state, feature_weights)

@@ -7,13 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .distribution import BLOCK, squared_distances
-
-
-def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances (N, M) of vectors (N, D) and (M, D)."""
-    blocks = [squared_distances(a[i : i + BLOCK], b) for i in range(0, len(a), BLOCK)]
-    return torch.cat(blocks).sqrt()
+from .distribution import distances
 
 
 def neighbour_scores(generated: Tensor, real: Tensor, k: int) -> dict[str, Tensor]:
