@@ -57,7 +57,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 
 def perfect(scheduler: DiffusionProcess, x: torch.Tensor, t: float, s: float) -> torch.Tensor:
     """Output of the network that knows N(0, s^2)."""
-    point = scheduler.points([float(scheduler.position(t))])[0]
+    point = scheduler.path.points([float(scheduler.path.position(t))])[0]
     part = x / (point.alpha**2 * s**2 + point.sigma**2)
     noise, signal = point.sigma * part, point.alpha * s**2 * part
     return signal - noise if scheduler.predictions == ("velocity",) else torch.cat([noise, signal], dim=1)

@@ -35,13 +35,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.inferers import SeedSampler, inference_network, peak_gb  # noqa: E402
+from scripts.inferers import DiffusionGenerator, Item, inference_network, peak_gb  # noqa: E402
 from scripts.inferers.inferer import has_fast_bf16  # noqa: E402
 from scripts.networks import (  # noqa: E402
     DenoisingNetwork,
     Guidance,
     build_high_resolution,
     build_network,
+    guided,
     network_from_checkpoint,
     preset_settings,
 )
@@ -106,9 +107,10 @@ def steps_of(
     if variant != "plain":
         block = min(SKIPPED, num_blocks(network.settings) - 1)
         guidance = Guidance(0.5, block, math.inf) if variant == "guided" else None
-        sampler = SeedSampler(scheduler, steps, [grid] * 3, in_channels=channels, guidance=guidance)
-        sampler.calls(network)
-        return lambda: sampler(torch.arange(batch), network)
+        sampled = guided(network, guidance, scheduler.path)
+        generator = DiffusionGenerator(sampled, scheduler, steps, [grid] * 3, in_channels=channels)
+        generator.calls()
+        return lambda: generator.sample([Item(seed) for seed in range(batch)])
     scheduler.generator = [torch.Generator(device).manual_seed(seed) for seed in range(batch)]
     noise = scheduler.initial_noise((batch, channels, grid, grid, grid), device)
     return torch.no_grad()(lambda: DiffusionInferer(scheduler).sample(noise, network, verbose=False))

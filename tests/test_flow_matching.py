@@ -57,9 +57,9 @@ def test_euler_is_that_of_monai(make_volume):
 def test_noise_and_signal_of_a_velocity(make_volume):
     data, noise = make_volume(1, 2, 4, 4, 4), make_volume(1, 2, 4, 4, 4, seed=1)
     scheduler = FlowMatchingScheduler()
-    for point in scheduler.points([1.0, 0.7, 0.01]):
+    for point in scheduler.path.points([1.0, 0.7, 0.01]):
         x = point.alpha * data + point.sigma * noise
-        found = scheduler.noise_and_signal(data - noise, x, point)
+        found = scheduler.path.noise_and_signal(data - noise, x, point)
         torch.testing.assert_close(found, (noise, data), rtol=0, atol=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_processes_are_built_by_their_names(one_line):
     stored = {"name": "flow_matching", "num_train_timesteps": 500, "noise_std": 0.5}
     scheduler = build_scheduler(stored, solver="heun")
     assert isinstance(scheduler, FlowMatchingScheduler) and scheduler.solver_name == "heun"
-    assert (scheduler.num_train_timesteps, scheduler.noise_std) == (500, 0.5)
+    assert (scheduler.num_train_timesteps, scheduler.path.noise_std) == (500, 0.5)
     assert isinstance(build_scheduler({"name": "cosine_sine"}, "cosine_sine"), CosineSineScheduler)
     for process, expected, words in (
         (stored, "cosine_sine", ["trained with", "flow_matching", "cosine_sine"]),

@@ -9,8 +9,8 @@ import pytest
 import torch
 from bundle_runs import assert_refused, run, sample
 
-from scripts.inferers import SeedSampler, network_at_times
-from scripts.networks import Guidance, build_network, guidance_of
+from scripts.inferers import DiffusionGenerator, Item, network_at_times
+from scripts.networks import Guidance, Guided, build_network, guidance_of, guided
 from scripts.schedulers import CosineSineScheduler, FlowMatchingScheduler
 
 SHAPE = (8, 8, 16)
@@ -32,7 +32,7 @@ def test_guidance_is_that_of_two_networks(make_network, make_volume, settings, b
     network, x, times = make_network(depth=3, **settings), make_volume(2, 1, *SHAPE), torch.tensor([700.0, 250.0])
     weaker = without_block(network, block)
     with torch.no_grad():
-        calls = network_at_times(network, times, SHAPE, [0.0, 1.5], block)
+        calls = network_at_times(Guided(network, Guidance(1.5, block, 0.5), CosineSineScheduler().path), times, SHAPE)
         assert torch.equal(calls[0](x), network_at_times(network, times, SHAPE)[0](x))
         prediction, other = network(x, times[1:]), weaker(x, times[1:])
         assert float((prediction - other).std()) > 0.01 * float(prediction.std())
@@ -46,7 +46,7 @@ def test_guidance_at_high_resolution_is_the_backbones(make_network, make_volume)
     x, time = make_volume(2, 1, *SHAPE), torch.tensor([300.0])
     with torch.no_grad():
         prediction, other = network(x, time), without_block(network, 0)(x, time)
-        call = network_at_times(network, time, SHAPE, [0.5], 0)[0]
+        call = network_at_times(Guided(network, Guidance(0.5, 0, 0.5), CosineSineScheduler().path), time, SHAPE)[0]
         torch.testing.assert_close(call(x), prediction + 0.5 * (prediction - other), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(prediction, other)
 
@@ -55,9 +55,9 @@ def test_guidance_at_high_resolution_is_the_backbones(make_network, make_volume)
 def test_it_works_at_little_noise_whichever_way_time_runs(process):
     scheduler = process()
     scheduler.set_timesteps(10)
-    positions = [float(scheduler.position(t)) for t in scheduler.timesteps]
+    positions = [float(scheduler.path.position(t)) for t in scheduler.timesteps]
     assert positions[0] == 1 and positions == sorted(positions, reverse=True)
-    weights = Guidance(0.7, 0, 0.45).weights(scheduler)
+    weights = Guidance(0.7, 0, 0.45).weights(scheduler.path, scheduler.timesteps.tolist())
     assert weights == [0.7 if u < 0.45 else 0.0 for u in positions] and weights.count(0.7) == 4
 
 
@@ -65,18 +65,13 @@ def test_the_sampler_guides_what_it_samples(make_network):
     network = make_network(depth=2, parametrization="skip")
 
     def volume(guidance):
-        return SeedSampler(CosineSineScheduler(), 6, SHAPE, guidance=guidance)(torch.tensor([3]), network)
+        scheduler = CosineSineScheduler()
+        return DiffusionGenerator(guided(network, guidance, scheduler.path), scheduler, 6, SHAPE).sample([Item(3)])
 
     plain = volume(None)
     assert torch.equal(volume(Guidance(0.5, 1, 0.0)), plain)  # ends before it begins
     assert not torch.allclose(volume(Guidance(0.5, 1, 0.6)), volume(Guidance(0.5, 0, 0.6)), atol=1)
     assert not torch.allclose(volume(Guidance(0.5, 1, 0.6)), plain, atol=1)
-
-
-def test_other_networks_than_ours_have_no_blocks_to_leave_out(one_line):
-    with pytest.raises(ValueError) as raised:
-        network_at_times(torch.nn.Identity(), torch.tensor([1.0]), SHAPE, [0.5])
-    one_line(raised, "guidance", "Identity")
 
 
 def weights(depth=4, **recommended):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import randomise
 
-from scripts.inferers import SeedSampler, grid_of, network_at_times
+from scripts.inferers import DiffusionGenerator, Item, grid_of, network_at_times
 from scripts.networks import (
     HighResolutionPRDiT,
     build_high_resolution,
@@ -148,9 +148,9 @@ def test_the_contract_of_prdit(make_volume, backbone, parametrization):
 
 def test_a_volume_depends_on_its_seed_alone():
     network = make_high(parametrization="skip")
-    sampler = SeedSampler(CosineSineScheduler(), 4, (8, 8, 8))
-    both = sampler(torch.tensor([3, 5]), network)
-    torch.testing.assert_close(sampler(torch.tensor([5]), network)[0], both[1], rtol=0, atol=0.1)
+    generator = DiffusionGenerator(network, CosineSineScheduler(), 4, (8, 8, 8))
+    both = generator.sample([Item(3), Item(5)])
+    torch.testing.assert_close(generator.sample([Item(5)])[0], both[1], rtol=0, atol=0.1)
     assert both.shape == (2, 1, 8, 8, 8)
 
 

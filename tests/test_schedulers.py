@@ -87,14 +87,6 @@ def test_a_low_precision_batch_does_not_spoil_later_ones():
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), before, rtol=0.02, atol=0.02)
     assert torch.equal(scheduler.add_noise(data, noise, times), before)
-    assert scheduler.alphas_cumprod.dtype == torch.float64
-
-
-def test_tables_that_other_schedulers_share():
-    scheduler = CosineSineScheduler(num_train_timesteps=50)
-    expected = torch.tensor([math.cos(math.pi / 2 * t / 50) ** 2 for t in range(1, 51)], dtype=torch.float64)
-    torch.testing.assert_close(scheduler.alphas_cumprod, expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(scheduler.alphas.cumprod(0), expected, rtol=0, atol=1e-12)
 
 
 def test_target_is_noise_then_signal():
@@ -235,10 +227,11 @@ def test_custom_times():
 )
 def test_wrong_custom_times_are_refused(times, one_line):
     scheduler = CosineSineScheduler()
+    scheduler.set_timesteps(7)
     with pytest.raises(ValueError) as raised:
         scheduler.set_timesteps(3, timesteps=times)
     one_line(raised, "timesteps must be 3 falling times")
-    assert len(scheduler.timesteps) == 1000
+    assert len(scheduler.timesteps) == 7
 
 
 @pytest.mark.parametrize("p", [1, 2])

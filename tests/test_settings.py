@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from scripts.inferers import grid_of, inference_network, memory_plan, seed_list
-from scripts.inferers.sampler import LARGEST_SEED, compiling_pays
+from scripts.inferers.items import LARGEST_SEED
+from scripts.inferers.network import compiling_pays
 from scripts.schedulers import CosineSineScheduler, build_scheduler
 from scripts.settings import usable_device, whole_number
 

@@ -16,10 +16,10 @@ CALLS = {"heun": 2, "rk4": 4}
 
 def exact_prediction(scheduler, x, t, std, mean=0.0):
     """What a perfect network says for data N(mean, std^2), in the output channels of the process."""
-    u = torch.tensor(scheduler.position(float(t)), dtype=torch.float64)
-    alpha, sigma = (float(w) for w in scheduler.weights(u)[:2])
-    part = (x - alpha * mean) / (alpha**2 * std**2 + sigma**2 * scheduler.noise_std**2)
-    noise, signal = sigma * scheduler.noise_std**2 * part, mean + alpha * std**2 * part
+    u = torch.tensor(scheduler.path.position(float(t)), dtype=torch.float64)
+    alpha, sigma = (float(w) for w in scheduler.path.weights(u)[:2])
+    part = (x - alpha * mean) / (alpha**2 * std**2 + sigma**2 * scheduler.path.noise_std**2)
+    noise, signal = sigma * scheduler.path.noise_std**2 * part, mean + alpha * std**2 * part
     return signal - noise if scheduler.name == "flow_matching" else torch.cat([noise, signal], dim=1)
 
 
@@ -139,15 +139,16 @@ def test_quadratic_spacing_keeps_fine_detail(monkeypatch):
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 def test_ddim_is_that_of_monai(eta, make_volume):
-    """MONAI's scheduler knows the times 1 to T as 0 to T - 1."""
-    theirs = DDIMScheduler(1000, schedule="cosine_sine", clip_sample=False, set_alpha_to_one=True)
+    """MONAI's scheduler knows the times 1 to T as 0 to T - 1, and the path as a table."""
+    theirs = DDIMScheduler(1000, clip_sample=False, set_alpha_to_one=True)
+    theirs.alphas_cumprod = (0.5 * math.pi * torch.arange(1, 1001, dtype=torch.float64) / 1000).cos().square()
     theirs.set_timesteps(50)
     ours = CosineSineScheduler(solver="ddim", eta=eta)
     ours.set_timesteps(50)
     x, noise = make_volume(2, 1, 4, 4, 4), make_volume(2, 1, 4, 4, 4, seed=1)
     for t in (980, 500, 40, 20):
         expected, _ = theirs.step(noise, t - 1, x, eta=eta, generator=torch.Generator().manual_seed(3))
-        signal = (x - ours.points([t / 1000])[0].sigma * noise) / ours.points([t / 1000])[0].alpha
+        signal = (x - ours.path.points([t / 1000])[0].sigma * noise) / ours.path.points([t / 1000])[0].alpha
         found, _ = ours.step(torch.cat([noise, signal], 1), t, x, torch.Generator().manual_seed(3))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -217,7 +218,9 @@ def test_a_seed_gives_the_same_volume_in_any_batch_and_in_any_run(process, solve
 @pytest.mark.parametrize("ratio", [0.01, 0.5, 1.0, 3.0, 80.0])
 def test_the_position_of_a_ratio_has_that_ratio(process, ratio):
     scheduler = process()
-    alpha, sigma = scheduler.weights(torch.tensor(scheduler.position_of_ratio(ratio), dtype=torch.float64))[:2]
+    alpha, sigma = scheduler.path.weights(torch.tensor(scheduler.path.position_of_ratio(ratio), dtype=torch.float64))[
+        :2
+    ]
     assert float(sigma / alpha) == pytest.approx(ratio)
 
 
@@ -275,7 +278,7 @@ HALF_WAY = {"uniform": 0.5, "quadratic": 0.25, "two_sided": 1 - 0.75**1.5}  # wh
 def test_steps_go_from_noise_to_data(process, spacing, steps):
     scheduler = process(spacing=spacing)
     scheduler.set_timesteps(steps)
-    positions = [scheduler.position(float(t)) for t in scheduler.timesteps]
+    positions = [scheduler.path.position(float(t)) for t in scheduler.timesteps]
     assert positions[0] == 1 and positions[-1] > 0
     assert all(a > b for a, b in zip(positions, positions[1:]))
     if steps > 1:
@@ -360,6 +363,7 @@ def test_noise_that_a_solver_injects_by_itself(settings, injection):
 @pytest.mark.parametrize("process", BOTH)
 def test_output_channels_of_another_process_are_refused(process, one_line):
     scheduler = process()
+    scheduler.set_timesteps(4)
     x = torch.zeros(1, 1, 2, 2, 2)
     for channels in {1, 2, 3} - {len(scheduler.predictions)}:
         with pytest.raises(ValueError) as raised:

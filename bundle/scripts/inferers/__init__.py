@@ -1,17 +1,19 @@
 """Training forward, sampling, and volumes on disk."""
 
 from ..data.generated import save_volume
-from .inferer import autocast, computed_in, has_fast_bf16, uses_bf16
-from .memory import memory_plan, peak_gb
-from .opening import end_plan, tell_sampling, tell_volumes, voxels_in_words
-from .sampler import (
-    SeedPrepareBatch,
-    SeedSampler,
-    check_weights,
-    grid_of,
-    inference_network,
+from .generator import (
+    DiffusionGenerator,
+    Generator,
+    GeneratorInferer,
+    Item,
+    ItemPrepareBatch,
+    SamplingProgress,
     network_at_times,
-    seed_list,
 )
+from .inferer import autocast, computed_in, has_fast_bf16, uses_bf16
+from .items import check_weights, grid_of, seed_list
+from .memory import memory_plan, peak_gb
+from .network import inference_network
+from .opening import end_plan, tell_sampling, tell_volumes, voxels_in_words
 from .store import VolumeStore, VolumeWriter
 from .writers import Writer

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Optional, Sequence, Union
+import weakref
+from functools import partial
+from typing import Any, Iterable, Optional, Sequence, Union
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
-from ..networks.base import DenoisingNetwork
-from ..networks.high_resolution import HighResolutionPRDiT, build_network
+from ..hardware import GB
+from ..networks.guidance import Guidance, Guided
+from ..networks.high_resolution import build_network
 from ..networks.local_denoiser import LocalDenoiser
-from ..networks.prdit import PRDiT
+from ..networks.residual_dit import Attention, ResidualDiT
+from ..schedulers import CosineSineScheduler
 from ..settings import usable_device, whole_number
+from .generator import network_at_times
 from .inferer import uses_bf16
-from .sampler import sides_of
+from .items import sides_of
 
 BATCHES = (32, 16, 8, 4, 2, 1)
 CHUNKS = tuple(2**i for i in range(17, 8, -1))  # patches of the local denoiser in one go
@@ -21,77 +31,114 @@ RESERVED_GB = 0.7  # CUDA context and kernels
 USABLE = 0.85  # the rest is for what the allocator cannot use
 
 
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are made inside and live at one time; `peak` is the most of them.
+
+    Args:
+        known: tensors from before, which do not count.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in known}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Optional[dict] = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for one in tree_iter(output):
+            storage = one.untyped_storage() if isinstance(one, Tensor) else None
+            if storage is not None and storage._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return output
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention in memory linear in the tokens, as the fused kernels have it: only the output is made, without values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Optional[dict] = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+class Sampling:
+    """A network that samples without memory: its calls are made on PyTorch's meta device, and their tensors counted.
+
+    Args:
+        network: settings of `build_network`.
+        bf16: weights and activations in bfloat16.
+        num_calls: network calls per volume; what the network makes of their times is kept.
+        guided: with layer-skip guidance, from the first block on.
+    """
+
+    def __init__(self, network: dict, bf16: bool = True, num_calls: int = 1, guided: bool = False) -> None:
+        with torch.device("meta"):
+            self.network = build_network(**network).to(torch.bfloat16 if bf16 else torch.float32).eval()
+        self.channels, self.guided = self.network.settings["in_channels"], guided
+        kept = self.network.modulations(torch.zeros(1, device="meta"))
+        self.held = sum(one.nbytes for one in self.network.parameters()) + num_calls * sum(one.nbytes for one in kept)
+        for layer in self.network.modules():
+            if isinstance(layer, Attention):
+                layer.short, layer.use_xformers = 0, False
+            elif isinstance(layer, LocalDenoiser):
+                setattr(layer, "predict_tokens", partial(_last_chunk, layer))
+            elif isinstance(layer, ResidualDiT):
+                layer.blocks = layer.blocks[:2]  # all others are as the second one, and nothing of a block is kept
+
+    @torch.no_grad()
+    def peak_gb(self, grid: Sequence[int], batch_size: int = 1, chunk_tokens: int = 0) -> float:
+        """Calculated peak of a network call, in GB (10^9 bytes), without what the driver takes.
+
+        Counted are the weights, what they make of the times of all calls, the sample and a solver's memory of the same
+        size, and all tensors of a call that live at one time.
+
+        Args:
+            grid: voxels along each axis.
+            batch_size: volumes at a time.
+            chunk_tokens: see `LocalDenoiser`; 0 is all patches.
+        """
+        for layer in self.network.modules():
+            if isinstance(layer, LocalDenoiser):
+                layer.chunk_tokens = chunk_tokens
+        x, time = torch.empty(batch_size, self.channels, *grid, device="meta"), torch.zeros(1, device="meta")
+        (call,) = network_at_times(self._guided(), time, grid)
+        with FusedAttention(), LiveBytes([*self.network.parameters(), x]) as live:
+            call(x)
+        return (self.held + 2 * x.nbytes + live.peak) / GB
+
+    def _guided(self) -> Any:
+        if not self.guided:
+            return self.network
+        return Guided(self.network, Guidance(1.0, 0, math.inf), CosineSineScheduler().path)
+
+
+def _last_chunk(local: LocalDenoiser, patches: Tensor, modulation: Tensor) -> Tensor:
+    """The peak of all chunks is in the last one, when the outputs of those before it are there; so it is made alone."""
+    batch, tokens, _ = patches.shape
+    chunk = min(max(local.chunk_tokens // batch, 1) if local.chunk_tokens else tokens, tokens)
+    before = patches.new_empty(batch, tokens - chunk, local.output.out_features)
+    last = local._denoise(patches[:, :chunk], modulation)
+    return torch.cat([before, last], dim=1) if chunk < tokens else last
+
+
 def peak_gb(
     network: dict,
     grid: Sequence[int],
-    batch_size: int,
-    chunk_tokens: int,
+    batch_size: int = 1,
+    chunk_tokens: int = 0,
     bf16: bool = True,
     num_calls: int = 1,
     guided: bool = False,
 ) -> float:
-    """Calculated peak of one network call while sampling, in GB (10^9 bytes), without what the driver takes.
-
-    Counted are the weights, what they make of the times of all calls, the sample, and the largest set of tensors that
-    lives at one time in either branch or in the output, with attention in memory linear in the tokens.
-
-    Args:
-        network: settings of `build_network`.
-        grid: voxels along each axis.
-        batch_size: volumes at a time.
-        chunk_tokens: see `LocalDenoiser`; 0 is all patches.
-        bf16: weights and activations in bfloat16.
-        num_calls: network calls per volume.
-        guided: with layer-skip guidance, from the first block on.
-    """
-    with torch.device("meta"):
-        model = build_network(**network)
-        modulations = model.modulations(torch.empty(1))
-    size = 2 if bf16 else 4
-    weights = size * sum(parameter.numel() for parameter in model.parameters())
-    weights += size * num_calls * sum(part.numel() for part in modulations)
-    voxels = math.prod(grid)
-    held = 4 * batch_size * voxels * 2 * model.settings["in_channels"]  # the sample and what a solver remembers
-    return (weights + held + _call_bytes(model, batch_size, voxels, chunk_tokens, size, 2 if guided else 1)) / 1e9
-
-
-def _local_bytes(
-    local: LocalDenoiser, channels: int, predicted: int, voxels: float, chunk_tokens: int, size: int
-) -> float:
-    """Largest set of tensors of a local denoiser on so many voxels (of all volumes), `size` bytes a number."""
-    tokens, width = voxels / local.stride**3, channels * local.patch_size**3
-    chunk = min(chunk_tokens or tokens, tokens)
-    # in the second SwiGLU: the first one's output, the input, gate and up, SiLU of the gate, the product
-    return size * (tokens * width + chunk * 6 * width + 2 * voxels * predicted)
-
-
-def _call_bytes(
-    model: DenoisingNetwork, batch_size: int, voxels_each: float, chunk_tokens: int, size: int, paths: int
-) -> float:
-    """Largest set of tensors of one call; at high resolution the backbone's, or the refiner's and the output's.
-
-    `paths` is how often the transformer's tokens are there, 2 with guidance.
-    """
-    channels, voxels = model.settings["in_channels"], batch_size * voxels_each
-    predicted = channels * model.settings["num_predictions"]
-    if isinstance(model, HighResolutionPRDiT):
-        low = voxels_each / model.factor**3
-        backbone = _call_bytes(model.backbone, batch_size, low, chunk_tokens, size, paths)
-        backbone += 4 * batch_size * low * channels
-        refiner = _local_bytes(model.refiner, channels, predicted, voxels, chunk_tokens, size)
-        output = 4 * voxels * (4 * predicted + (2 * channels if model.skip else 0))
-        return max(backbone, 4 * batch_size * low * predicted + max(refiner, output))
-    assert isinstance(model, PRDiT)
-    output = 4 * voxels * (2 * predicted + 3 * channels)  # the prediction in float32, before and after 'skip'
-    local = _local_bytes(model.local, channels, predicted, voxels, chunk_tokens, size)
-    residual = 0.0
-    if model.residual is not None:
-        tokens, width = voxels / model.residual.stride**3, channels * model.residual.patch_size**3
-        hidden = model.residual.hidden_size
-        embedding = tokens * (width + 9 * hidden) + 8 / size * tokens / batch_size * hidden  # and the position code
-        block = paths * tokens * 10 * hidden  # the MLP: its input, the block's input, 4h before and after GELU
-        residual = size * (max(embedding, block) + (paths + 1) * voxels * predicted)
-    return max(local, residual, output)
+    """See `Sampling`."""
+    return Sampling(network, bf16, num_calls, guided).peak_gb(grid, batch_size, chunk_tokens)
 
 
 def memory_plan(
@@ -117,7 +164,7 @@ def memory_plan(
         bf16: see `inference_network`.
         device: where it runs.
         num_inference_steps: network calls per volume.
-        guided: see `peak_gb`.
+        guided: with layer-skip guidance.
 
     Returns:
         'batch_size' and 'chunk_tokens'.
@@ -136,12 +183,14 @@ def memory_plan(
     sides = sides_of(grid, settings["data"]["grid"])
     fast = uses_bf16(usable_device(device), bf16)
     peak, limit = math.inf, USABLE * memory_gb - RESERVED_GB
-    # whole batches come first, then ever smaller chunks
+    sampling = Sampling(settings["network"], fast, num_calls, guided)
+    # whole volumes come first, then ever smaller chunks, and of these the largest batch
     for chunk in (0, *CHUNKS) if chunk_tokens is None else (chunk_tokens,):
-        for batch in BATCHES if batch_size is None else (batch_size,):
-            peak = peak_gb(settings["network"], sides, batch, chunk, fast, num_calls, guided)
-            if peak <= limit:
-                return {"batch_size": batch, "chunk_tokens": chunk}
+        batches = BATCHES if batch_size is None else (batch_size,)
+        peak = sampling.peak_gb(sides, batches[-1], chunk)
+        if peak <= limit:
+            fitting = next(batch for batch in batches if sampling.peak_gb(sides, batch, chunk) <= limit)
+            return {"batch_size": fitting, "chunk_tokens": chunk}
     raise ValueError(
         f"a volume of {list(sides)} needs about {(peak + RESERVED_GB) / USABLE:.1f} GB with this network, memory_gb is "
         f"{memory_gb}: choose a smaller grid, batch_size or chunk_tokens"

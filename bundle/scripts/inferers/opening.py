@@ -13,10 +13,9 @@ from ignite.engine import Engine
 
 from ..data.transforms import three
 from ..hardware import CPU_ONLY, GB, device_name, free_disk, idle_gpu
-from ..networks.base import DenoisingNetwork
 from ..words import bytes_in_words, count
+from .generator import DiffusionGenerator
 from .memory import peak_gb
-from .sampler import SeedSampler
 from .store import VolumeStore
 
 WORTH_A_PROBE = 40  # network calls; three of them are made to tell how long all will take
@@ -26,8 +25,7 @@ def tell_sampling(
     store: VolumeStore,
     seeds: Sized,
     missing: Sized,
-    sampler: SeedSampler,
-    network: DenoisingNetwork,
+    generator: DiffusionGenerator,
     voxels: str,
     batch_size: int,
     device: Union[str, torch.device],
@@ -41,8 +39,7 @@ def tell_sampling(
         store: the output folder.
         seeds: of all volumes.
         missing: of those that are still to be made.
-        sampler: that makes them.
-        network: on its device.
+        generator: that makes them, on its device.
         voxels: see `voxels_in_words`.
         batch_size: volumes at a time.
         device: where it runs.
@@ -54,12 +51,12 @@ def tell_sampling(
         return
     if idle_gpu():
         print(f"warning: {CPU_ONLY}")
-    size = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    size = sum(parameter.numel() for parameter in generator.parameters()) / 1e6
     done = len(seeds) - len(missing)
     there = f" ({done} of {len(seeds)} {'is' if done == 1 else 'are'} there already)" if done else ""
-    calls = len(sampler.scheduler.timesteps)
+    calls = generator.calls_per_volume
     where = device_name(device) + (f", {processes} processes" if processes > 1 else "")
-    seconds = expected_seconds(sampler, network, math.ceil(len(missing) / processes), batch_size)
+    seconds = expected_seconds(generator, math.ceil(len(missing) / processes), batch_size)
     print(
         f"samples {count(len(missing), 'volume')}{there} of {voxels}, {count(calls, 'network call')} each, {batch_size} at "
         f"a time\n{size:.1f} million parameters, in {precision} on {where}"
@@ -69,14 +66,14 @@ def tell_sampling(
 
 
 @torch.no_grad()
-def expected_seconds(sampler: SeedSampler, network: Any, num_volumes: int, batch_size: int) -> Optional[float]:
+def expected_seconds(generator: DiffusionGenerator, num_volumes: int, batch_size: int) -> Optional[float]:
     """How long sampling will take, from three network calls; None where it is not worth them, or must be compiled first."""
-    calls = sampler.calls(network)
+    calls = generator.calls()
     batches = math.ceil(num_volumes / batch_size)
-    if batches * len(calls) < WORTH_A_PROBE or "predict" in vars(network):
+    if batches * len(calls) < WORTH_A_PROBE or any("predict" in vars(one) for one in generator.modules()):
         return None
-    device = next(network.parameters()).device
-    sample = torch.zeros(batch_size, *sampler.shape, device=device)
+    device = next(generator.parameters()).device
+    sample = torch.zeros(batch_size, *generator.shape, device=device)
     calls[0](sample)  # what the first call alone has to do
     seconds = [_timed(call, sample) for call in (calls[0], calls[-1])]  # the second one guided, where there is guidance
     return batches * len(calls) * sum(seconds) / 2

@@ -178,8 +178,8 @@ class VolumeWriter:
         stoppable_engine(engine, self.store.progress)
 
     def write(self, engine: Engine) -> None:
-        for seed, volume in zip(engine.state.output["image"].tolist(), engine.state.output["pred"]):
+        for item, volume in zip(engine.state.output["image"], engine.state.output["pred"]):
             affine = grid_affine(volume.shape[1:], self.field_of_view_mm)
             if len(volume) > 1:
                 raise ValueError(f"the network draws {len(volume)} channels; a CT has one, and only one can be written")
-            self.store.save(seed, volume[0].cpu().numpy(), affine)
+            self.store.save(item.seed, volume[0].cpu().numpy(), affine)

@@ -147,7 +147,7 @@ def _denoising_error(network: DenoisingNetwork) -> float:
     signal = F.interpolate(coarse, size=(side, side, side), mode="trilinear", align_corners=True)
     noise = torch.randn(signal.shape, generator=generator)
     scheduler = build_scheduler(official_process(network))
-    time = torch.as_tensor(scheduler.time(torch.tensor([0.1])))
+    time = torch.as_tensor(scheduler.path.time(torch.tensor([0.1])))
     prediction = network(scheduler.add_noise(signal, noise, time), time)
     return F.mse_loss(prediction, scheduler.get_target(signal, noise, time)).item()
 

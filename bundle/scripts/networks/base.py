@@ -38,27 +38,31 @@ class DenoisingNetwork(nn.Module):
         self.time = nn.Linear(256, time_size)
 
     def modulations(self, times: Tensor) -> List[Tensor]:
-        """All that the network makes of times (B,) alone; the second axis of each is B."""
+        """Everything computed from the times (B,) alone; the second axis of each is B."""
         raise NotImplementedError
 
     def predict(
+        self, x: Tensor, times: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None
+    ) -> Tensor:
+        """As `forward`, with times (B,) or (1,) and what `modulations` and `positions` made."""
+        raise NotImplementedError
+
+    @torch.jit.unused
+    def predict_guided(
         self,
         x: Tensor,
         times: Tensor,
         modulations: List[Tensor],
-        positions: Optional[Tensor] = None,
-        guidance: float = 0.0,
-        skipped: int = 0,
+        positions: Optional[Tensor],
+        weight: float,
+        block: int,
     ) -> Tensor:
-        """As `forward`, with times (B,) or (1,) and what `modulations` and `positions` made.
-
-        `guidance` and `skipped` are for sampling, see `ResidualDiT.refine`.
-        """
+        """As `predict` at one time, with layer-skip guidance, see `Guidance`."""
         raise NotImplementedError
 
     @torch.jit.unused
     def positions(self, spatial_shape: List[int]) -> Optional[Tensor]:
-        """All that the network makes of the volume's shape alone, if anything."""
+        """Everything computed from the volume's shape alone, if anything."""
         raise NotImplementedError
 
     @torch.jit.unused
@@ -113,7 +117,7 @@ class DenoisingNetwork(nn.Module):
 
     @torch.jit.unused
     def at_times(
-        self, times: Tensor, spatial_shape: List[int], guidance: Optional[Sequence[float]] = None, skipped: int = 0
+        self, times: Tensor, spatial_shape: List[int], predict: Optional[Sequence[Callable[..., Tensor]]] = None
     ) -> List[Callable[[Tensor], Tensor]]:
         """The network at each of the times (S,), as functions of volumes (B, C, *spatial_shape) alone.
 
@@ -122,14 +126,12 @@ class DenoisingNetwork(nn.Module):
         Args:
             times: network times.
             spatial_shape: of the volumes.
-            guidance: its weight at each time, see `ResidualDiT.refine`; None is 0.
-            skipped: block that the weaker prediction leaves out.
+            predict: at each time, in place of the method of this name.
         """
         modulations, positions = self.modulations(times), self.positions(spatial_shape)
         calls: List[Callable[[Tensor], Tensor]] = []
         for i in range(len(times)):
             now = [part[:, i : i + 1].contiguous() for part in modulations]
-            call = partial(self.predict, times=times[i : i + 1], modulations=now, positions=positions)
-            weight = 0.0 if guidance is None else float(guidance[i])
-            calls.append(partial(call, guidance=weight, skipped=skipped) if weight else call)
+            function = self.predict if predict is None else predict[i]
+            calls.append(partial(function, times=times[i : i + 1], modulations=now, positions=positions))
         return calls

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from functools import partial
+from typing import Callable, NamedTuple, Optional, Sequence, Union
 
+from torch import Tensor, nn
+
+from ..schedulers.path import Path
 from ..settings import require_numbers, whole_number
-
-if TYPE_CHECKING:
-    from ..schedulers import DiffusionProcess
+from .base import DenoisingNetwork
 
 
 class Guidance(NamedTuple):
@@ -28,9 +30,38 @@ class Guidance(NamedTuple):
     block: int = 1
     below: float = 0.5
 
-    def weights(self, scheduler: DiffusionProcess) -> list[float]:
-        """w at each of the scheduler's times."""
-        return [self.scale if scheduler.position(t) < self.below else 0.0 for t in scheduler.timesteps.tolist()]
+    def weights(self, path: Path, times: Sequence[float]) -> list[float]:
+        """w at each of the times of a path."""
+        return [self.scale if path.position(t) < self.below else 0.0 for t in times]
+
+
+class Guided(nn.Module):
+    """A network with layer-skip guidance, for sampling: it is called as the network itself is.
+
+    Args:
+        network: on its device.
+        guidance: which.
+        path: of the process, which knows where the times are.
+    """
+
+    def __init__(self, network: DenoisingNetwork, guidance: Guidance, path: Path) -> None:
+        super().__init__()
+        self.network, self.guidance, self.path = network, guidance, path
+
+    def require_process(self, num_train_timesteps: int) -> None:
+        self.network.require_process(num_train_timesteps)
+
+    def at_times(self, times: Tensor, spatial_shape: list[int]) -> list[Callable[[Tensor], Tensor]]:
+        """See `DenoisingNetwork.at_times`."""
+        guided, plain = self.network.predict_guided, self.network.predict
+        weights = self.guidance.weights(self.path, times.tolist()) if not times.is_meta else [self.guidance.scale]
+        predict = [partial(guided, weight=w, block=self.guidance.block) if w else plain for w in weights]
+        return self.network.at_times(times, spatial_shape, predict)
+
+
+def guided(network: DenoisingNetwork, guidance: Optional[Guidance], path: Path) -> Union[DenoisingNetwork, Guided]:
+    """`Guided`, or the network itself where there is no guidance."""
+    return network if guidance is None else Guided(network, guidance, path)
 
 
 def num_blocks(network: dict) -> int:

@@ -57,20 +57,30 @@ class PRDiT(DenoisingNetwork):
         return modulations
 
     def predict(
-        self,
-        x: Tensor,
-        times: Tensor,
-        modulations: List[Tensor],
-        positions: Optional[Tensor] = None,
-        guidance: float = 0.0,
-        skipped: int = 0,
+        self, x: Tensor, times: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None
     ) -> Tensor:
         """As `forward`, with times (B,) or (1,) and what `modulations` made of them; `positions` are stage 2's."""
         volume = x.to(self.time.weight.dtype)
         raw = self.local.denoise(volume, modulations[0])
         if self.residual is not None:
-            raw = raw + self.residual.refine(volume, modulations[1:], positions, guidance, skipped)
+            raw = raw + self.residual.refine(volume, modulations[1:], positions)
         raw = raw.to(x.dtype)
+        return self._skip(x, times, raw, 1.0) if self.skip else raw
+
+    @torch.jit.unused
+    def predict_guided(
+        self,
+        x: Tensor,
+        times: Tensor,
+        modulations: List[Tensor],
+        positions: Optional[Tensor],
+        weight: float,
+        block: int,
+    ) -> Tensor:
+        assert self.residual is not None
+        volume = x.to(self.time.weight.dtype)
+        raw = self.residual.refine_guided(volume, modulations[1:], positions, weight, block)
+        raw = (self.local.denoise(volume, modulations[0]) + raw).to(x.dtype)
         return self._skip(x, times, raw, 1.0) if self.skip else raw
 
     @torch.jit.unused

@@ -173,34 +173,41 @@ class ResidualDiT(nn.Module):
             None
         ]
 
-    def refine(
-        self,
-        x: Tensor,
-        modulations: List[Tensor],
-        positions: Optional[Tensor] = None,
-        guidance: float = 0.0,
-        skipped: int = 0,
-    ) -> Tensor:
-        """As `forward`, with what `modulations` made of the time, and `positions` of the volume's shape.
-
-        With guidance w the result is R + w (R - R'), where R' leaves the block `skipped` out (see `Guidance`); the
-        modulations must then be of one time.
-        """
-        grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
+    def embed(self, x: Tensor, positions: Optional[Tensor]) -> Tensor:
+        """A volume's tokens (B, N, F), with their position code."""
         if positions is None:
             positions = self.positions([x.shape[2], x.shape[3], x.shape[4]])
         tokens = self.embedding(patchify(pad_volume(x, self.patch_size, self.stride), self.patch_size, self.stride))
-        tokens = tokens + positions.to(tokens.dtype)  # (B, N, F); autocast has other ones than the weights
+        return tokens + positions.to(tokens.dtype)  # autocast has other ones than the weights
+
+    def predicted(self, tokens: Tensor, modulation: Tensor) -> Tensor:
+        """What tokens predict after the last block, (B, N, F) -> (B, N, s**3 C_out)."""
+        shift, scale = modulation.unbind(0)
+        return self.output(modulate(self.final_norm(tokens), shift, scale))
+
+    def refine(self, x: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None) -> Tensor:
+        """As `forward`, with what `modulations` made of the time, and `positions` of the volume's shape."""
+        grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
+        tokens = self.embed(x, positions)
         for i, block in enumerate(self.blocks):
-            if guidance != 0.0 and i == skipped:
-                tokens = torch.cat([block(tokens, modulations[i]), tokens])  # (2B, N, F), of R and R'
-            elif not torch.jit.is_scripting() and self.activation_checkpointing and torch.is_grad_enabled():
+            if not torch.jit.is_scripting() and self.activation_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, modulations[i], use_reentrant=False)
             else:
                 tokens = block(tokens, modulations[i])
-        shift, scale = modulations[len(self.blocks)].unbind(0)
-        patches = self.output(modulate(self.final_norm(tokens), shift, scale))
-        if guidance != 0.0:
-            whole, weaker = patches.chunk(2)
-            patches = torch.lerp(weaker, whole, 1.0 + guidance)
-        return unpatchify(patches, grid, self.stride)
+        return unpatchify(self.predicted(tokens, modulations[len(self.blocks)]), grid, self.stride)
+
+    @torch.jit.unused
+    def refine_guided(
+        self, x: Tensor, modulations: List[Tensor], positions: Optional[Tensor], weight: float, block: int
+    ) -> Tensor:
+        """R + w (R - R'), where R is that of `refine` and R' leaves one block out; all blocks before it are shared.
+
+        The modulations must be of one time.
+        """
+        grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
+        tokens = self.embed(x, positions)
+        for i, layer in enumerate(self.blocks):
+            after = layer(tokens, modulations[i])
+            tokens = torch.cat([after, tokens]) if i == block else after  # from then on (2B, N, F), of R and R'
+        whole, weaker = self.predicted(tokens, modulations[len(self.blocks)]).chunk(2)
+        return unpatchify(torch.lerp(weaker, whole, 1.0 + weight), grid, self.stride)

@@ -1,8 +1,7 @@
-"""Diffusion and flow matching: training processes and their solvers."""
+"""Diffusion and flow matching: paths, their steps and solvers, and MONAI schedulers made of them."""
 
-from .cosine_sine import CosineSineScheduler
-from .factory import PROCESSES, build_scheduler
-from .flow_matching import FlowMatchingScheduler
-from .process import DiffusionProcess, draw_noise
+from .factory import build_scheduler
+from .path import Path, PathPoint, draw_noise
+from .process import PROCESSES, Correct, CosineSineScheduler, DiffusionProcess, FlowMatchingScheduler
 from .solvers import SOLVERS
 from .steps import SPACINGS

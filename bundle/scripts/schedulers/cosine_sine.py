@@ -1,4 +1,4 @@
-"""The paper's process: cosine-sine noising of (noise, signal) networks (paper Eq. 1-8, Algorithm 1)."""
+"""The paper's path: cosine-sine noising of (noise, signal) networks (paper Eq. 1-8)."""
 
 from __future__ import annotations
 
@@ -6,39 +6,27 @@ import math
 from typing import Union
 
 import torch
-from monai.networks.schedulers.scheduler import NoiseSchedules
 from torch import Tensor
 
-from .process import DiffusionProcess
-from .solvers import PathPoint
+from .path import Path, PathPoint
 
 # Eq. 8 divides by cos(theta): below this it would multiply the network's error by more than 20
 SMALLEST_COS = 0.05
 
 
-@NoiseSchedules.add_def("cosine_sine", "alphas_cumprod = cos^2(pi/2 t/T) for t = 1..T, in float64")
-def _cosine_sine(num_train_timesteps: int) -> tuple[Tensor, Tensor, Tensor]:
-    theta = 0.5 * math.pi * torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
-    alphas_cumprod = theta.cos().square()
-    alphas = alphas_cumprod[1:] / alphas_cumprod[:-1]
-    return 1 - alphas, alphas, alphas_cumprod[1:]
-
-
-class CosineSineScheduler(DiffusionProcess):
+class CosineSine(Path):
     """x_t = cos(theta) x_0 + sin(theta) eps with theta = pi/2 t/T; the network predicts (eps, x_0).
 
-    Times are real numbers in [0, T]; 0 is clean and T is pure noise. The settings are those of `DiffusionProcess`;
-    `prediction` 'noise' takes the noise alone from the network, and the signal from it (Eq. 7-8), except in the first
-    3 % of the times, where that is ill-conditioned.
+    Times are real numbers in [0, T]; 0 is clean and T is pure noise. `prediction` 'noise' takes the noise alone from the
+    network, and the signal from it (Eq. 7-8), except in the first 3 % of the times, where that is ill-conditioned.
     """
 
     name = "cosine_sine"
     predictions = ("noise", "signal")
     partial_predictions = ("noise",)
-    schedule = "cosine_sine"
 
     @property
-    def time_order(self) -> str:  # type: ignore[override]
+    def time_order(self) -> str:
         return f"falling times in (0, {self.num_train_timesteps}]"
 
     def position(self, t: Union[float, Tensor]) -> Union[float, Tensor]:
@@ -55,9 +43,9 @@ class CosineSineScheduler(DiffusionProcess):
     def position_of_ratio(self, ratio: float) -> float:
         return math.atan(ratio) / (0.5 * math.pi)
 
-    def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Noise, then signal, (B, 2C, D, H, W); it does not depend on the time."""
-        return torch.cat([noise, images], dim=1)
+    def target(self, volumes: Tensor, noise: Tensor) -> Tensor:
+        """Noise, then signal, (B, 2C, D, H, W)."""
+        return torch.cat([noise, volumes], dim=1)
 
     def noise_and_signal(self, model_output: Tensor, sample: Tensor, point: PathPoint) -> tuple[Tensor, Tensor]:
         noise, signal = model_output.chunk(2, dim=1)

@@ -5,13 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, Optional
 
-from .cosine_sine import CosineSineScheduler
-from .flow_matching import FlowMatchingScheduler
-from .process import DiffusionProcess, require_one_of
-
-PROCESSES: dict[str, type[DiffusionProcess]] = {
-    process.name: process for process in (CosineSineScheduler, FlowMatchingScheduler)
-}
+from .process import PROCESSES, DiffusionProcess, require_one_of
 
 
 def build_scheduler(process: dict, expected: Optional[str] = None, **settings: Any) -> DiffusionProcess:

@@ -7,26 +7,23 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from .process import DiffusionProcess
-from .solvers import PathPoint
+from .path import Path, PathPoint
 
 
-class FlowMatchingScheduler(DiffusionProcess):
+class FlowMatching(Path):
     """x_tau = (1 - tau) eps + tau x_0; the network predicts the velocity x_0 - eps at the time T tau.
 
     The network's time runs from noise (0) to data (T), against that of the diffusion and of MONAI's `RFlowScheduler`;
-    `position` and `time` are where that is told, and nothing else asks. `RFlowScheduler` is not the base: it rounds
-    sampling times through float16, ignores `transform_scale`, and `DiffusionInferer` steps it without generators. Its
-    noising, velocity and Euler step agree with these (tests/test_flow_matching.py).
-
-    The settings are those of `DiffusionProcess`; times are real numbers in [0, T].
+    `position` and `time` are where that is told, and nothing else asks. `RFlowScheduler` is not used: it rounds sampling
+    times through float16, ignores `transform_scale`, and `DiffusionInferer` steps it without generators. Its noising,
+    velocity and Euler step agree with these (tests/test_flow_matching.py).
     """
 
     name = "flow_matching"
     predictions = ("velocity",)
 
     @property
-    def time_order(self) -> str:  # type: ignore[override]
+    def time_order(self) -> str:
         return f"rising times in [0, {self.num_train_timesteps})"
 
     def position(self, t: Union[float, Tensor]) -> Union[float, Tensor]:
@@ -42,9 +39,9 @@ class FlowMatchingScheduler(DiffusionProcess):
     def position_of_ratio(self, ratio: float) -> float:
         return ratio / (1 + ratio)
 
-    def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The velocity, (B, C, D, H, W); it does not depend on the time."""
-        return images - noise
+    def target(self, volumes: Tensor, noise: Tensor) -> Tensor:
+        """The velocity, (B, C, D, H, W)."""
+        return volumes - noise
 
     def noise_and_signal(self, model_output: Tensor, sample: Tensor, point: PathPoint) -> tuple[Tensor, Tensor]:
         return sample.sub(model_output, alpha=point.alpha), sample.add(model_output, alpha=point.sigma)

@@ -1,4 +1,4 @@
-"""What diffusion and flow matching share: noising for training, and sampling with any solver of `solvers`."""
+"""Training and sampling on a path, as a MONAI scheduler."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ from monai.networks.schedulers import Scheduler
 from torch import Tensor, nn
 
 from ..settings import whole_number
+from .cosine_sine import CosineSine
+from .flow_matching import FlowMatching
+from .path import Generators, Path, PathPoint, draw_noise
 from .solvers import SOLVERS
-from .steps import SPACINGS, PathPoint, injected_noise, plan_steps
+from .steps import SPACINGS, plan_steps
+from .training_times import TRAINING_TIMES, TrainingTimes
 
-Generators = Union[torch.Generator, Sequence[torch.Generator], None]
-TRAINING_TIMES = ("uniform", "logit_normal")
-
-
-def draw_noise(shape: Sequence[int], generator: Generators, device: Union[torch.device, str]) -> Tensor:
-    """Unit Gaussian noise in float32, (B, ...); with a sequence of generators each volume has its own."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.randn(tuple(shape), generator=generator, device=device)
-    if len(generator) != shape[0]:
-        raise ValueError(f"one generator per volume is needed: {len(generator)} generators, {shape[0]} volumes")
-    return torch.stack([torch.randn(tuple(shape[1:]), generator=item, device=device) for item in generator])
+# between the network's prediction and the step that follows from it: (signal, noise, x_t, point) -> (signal, noise)
+Correct = Callable[[Tensor, Tensor, Tensor, PathPoint], tuple[Tensor, Tensor]]
 
 
 def require_one_of(setting: str, value: object, choices: Sequence[str]) -> None:
@@ -39,9 +34,8 @@ def _require_number(setting: str, value: object, is_valid: Callable[[float], boo
 
 
 class DiffusionProcess(Scheduler):
-    """A path x(u) = alpha(u) x_0 + sigma(u) eps from data (u = 0) to noise (u = 1), as a MONAI scheduler.
+    """A path with its training times and a solver, behind the interface of MONAI's schedulers.
 
-    A subclass says what alpha and sigma are, which network time belongs to a position u, and what the network predicts.
     Training asks for noise, times and target; sampling is `set_timesteps`, `initial_noise`, then one `step` for each
     network call, with any loop of MONAI's `DiffusionInferer` kind.
 
@@ -53,23 +47,24 @@ class DiffusionProcess(Scheduler):
         noise_std: standard deviation of eps; 1.0 in the paper, 0.5 in the authors' first code.
         solver: one of `SOLVERS`.
         predictor_ratio: p of Algorithm 1, any real number from 1 on: u_pred = u - p (u - u'), at least 0. None is the
-            solver's own: 2 for 'predictor_corrector', 3 for 'multistep', otherwise 1, which is deterministic.
+            solver's own: 2 for 'predictor_corrector', 3 for 'multistep', eta 0 for 'ddim', otherwise 1, which is
+            deterministic.
         eta: instead of p, the injected noise as a share of the ancestral sampler's, 0 to 1 (DDIM, Song et al. 2021).
         spacing: of the steps, one of `SPACINGS`.
         prediction: what is taken from the network's output; None is all of it.
-        training_times: distribution of the training positions, 'uniform' or 'logit_normal' (Esser et al. 2024).
-        time_power: with 'uniform', training positions are v**time_power with v uniform; more than 1 prefers little
-            noise.
+        training_times: see `TrainingTimes`.
+        time_power: see `TrainingTimes`.
 
     Raises:
         ValueError: in one line, when a setting is unknown or out of range.
     """
 
+    path_type: type[Path]
     name: str
-    predictions: tuple[str, ...]  # what the network gives, in the order of its output channels
-    partial_predictions: tuple[str, ...] = ()  # what `prediction` may be
-    time_order: str  # of custom times, for messages
-    schedule: Optional[str] = None  # of MONAI's NoiseSchedules, where the process has one
+    predictions: tuple[str, ...]
+
+    def __init_subclass__(cls) -> None:
+        cls.name, cls.predictions = cls.path_type.name, cls.path_type.predictions
 
     def __init__(
         self,
@@ -93,76 +88,37 @@ class DiffusionProcess(Scheduler):
         require_one_of("solver", solver, list(SOLVERS))
         require_one_of("spacing", spacing, list(SPACINGS))
         require_one_of("training_times", training_times, TRAINING_TIMES)
-        if prediction is not None and prediction not in self.partial_predictions:
-            choices = " or ".join(["None", *self.partial_predictions])
-            raise ValueError(f"prediction must be {choices} for the process {self.name}, got '{prediction}'")
-        if training_times != "uniform" and time_power != 1:
-            raise ValueError(f"time_power {time_power} has no effect on training_times '{training_times}'; set it to 1")
-        if self.schedule is None:
-            nn.Module.__init__(self)  # as MONAI's RFlowScheduler, for MONAI's base class wants a table
-        else:
-            super().__init__(num_train_timesteps, self.schedule)
-        self.num_train_timesteps, self.noise_std, self.prediction = num_train_timesteps, noise_std, prediction
-        self.training_times, self.time_power = training_times, time_power
-        self.solver_name, self.spacing, self.solver = solver, spacing, SOLVERS[solver]()
-        self.predictor_ratio, self.eta = injected_noise(solver, self.solver, predictor_ratio, eta)
+        nn.Module.__init__(
+            self
+        )  # as MONAI's RFlowScheduler: its base class makes a table of betas, which a path has not
+        self.path = self.path_type(num_train_timesteps, noise_std, prediction)
+        self.training_times = TrainingTimes(self.path, training_times, time_power)
+        self.num_train_timesteps, self.spacing = num_train_timesteps, spacing
+        self.solver_name, self.solver = solver, SOLVERS[solver]()
+        self.predictor_ratio, self.eta = self.solver.injection(solver, predictor_ratio, eta)
         self.generator: Generators = None
-        self.set_timesteps(num_train_timesteps - num_train_timesteps % len(self.solver.offsets))
-
-    # the path
-
-    def position(self, t: Union[float, Tensor]) -> Union[float, Tensor]:
-        """Position u of a network time."""
-        raise NotImplementedError
-
-    def time(self, u: Union[float, Tensor]) -> Union[float, Tensor]:
-        """Network time of a position u, in [0, T]."""
-        raise NotImplementedError
-
-    def weights(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """alpha, sigma and their derivatives by u, for positions in float64."""
-        raise NotImplementedError
-
-    def position_of_ratio(self, ratio: float) -> float:
-        """Position u where sigma / alpha is `ratio`."""
-        raise NotImplementedError
-
-    def points(self, positions: Sequence[float]) -> list[PathPoint]:
-        columns = (column.tolist() for column in self.weights(torch.tensor(positions, dtype=torch.float64)))
-        return [PathPoint(*row) for row in zip(positions, *columns)]
+        self.num_inference_steps: Optional[int] = None
+        self.timesteps = torch.empty(0, dtype=torch.float64)  # until `set_timesteps`
 
     # training
 
     def sample_noise(self, images: Tensor, generator: Generators = None) -> Tensor:
         """Noise eps of the shape of images (B, C, D, H, W)."""
-        return self.noise_std * draw_noise(images.shape, generator, images.device).to(images.dtype)
+        return self.path.noise_std * draw_noise(images.shape, generator, images.device).to(images.dtype)
 
     def sample_timesteps(self, count: int, device: Union[torch.device, str] = "cpu") -> Tensor:
-        """Training times (count,), one from each of `count` equal shares: less variance than free draws. Never data."""
-        share = (torch.randperm(count, device=device) + 1 - torch.rand(count, device=device)) / count  # in (0, 1]
-        if self.training_times == "logit_normal":
-            u = torch.special.ndtri(share).sigmoid()
-        else:
-            u = share**self.time_power
-        times = self.time(u)
-        assert isinstance(times, Tensor)
-        return times
+        """Training times (count,), see `TrainingTimes`."""
+        return self.training_times(count, device)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t of the shape of original_samples (Eq. 1), for times (B,); computed in float64, cast at use."""
-        u = torch.as_tensor(self.position(timesteps.to(original_samples.device).double()))
-        alpha, sigma = (w.float().reshape(-1, *[1] * (original_samples.ndim - 1)) for w in self.weights(u)[:2])
-        return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
+        """x_t of the shape of original_samples (Eq. 1), for times (B,)."""
+        return self.path.add_noise(original_samples, noise, timesteps)
 
-    def get_target(self, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network has to predict, (B, len(predictions) C, D, H, W)."""
-        raise NotImplementedError
+    def get_target(self, images: Tensor, noise: Tensor, timesteps: Optional[Tensor] = None) -> Tensor:
+        """What the network is to predict, (B, len(predictions) C, D, H, W); MONAI gives the times too."""
+        return self.path.target(images, noise)
 
     # sampling
-
-    def noise_and_signal(self, model_output: Tensor, sample: Tensor, point: PathPoint) -> tuple[Tensor, Tensor]:
-        """The noise and the signal that the network's output stands for, each (B, C, D, H, W)."""
-        raise NotImplementedError
 
     def set_timesteps(
         self,
@@ -187,13 +143,13 @@ class DiffusionProcess(Scheduler):
         count = num_inference_steps // per_step
         starts = [SPACINGS[self.spacing]((count - i) / count) for i in range(count)]
         if timesteps is not None:
-            starts = [float(self.position(float(t))) for t in timesteps]
+            starts = [float(self.path.position(float(t))) for t in timesteps]
             falling = all(a > b for a, b in zip(starts, starts[1:]))
             if len(starts) != count or not falling or not 0 < starts[-1] <= starts[0] <= 1:
-                raise ValueError(f"timesteps must be {count} {self.time_order}, got {list(timesteps)}")
+                raise ValueError(f"timesteps must be {count} {self.path.time_order}, got {list(timesteps)}")
         self.num_inference_steps = num_inference_steps
-        self._steps = plan_steps(self, starts)
-        self._times = [float(self.time(point.u)) for step in self._steps for point in step.calls]
+        self._steps = plan_steps(self.path, starts, self.solver.offsets, self.predictor_ratio, self.eta)
+        self._times = [float(self.path.time(point.u)) for step in self._steps for point in step.calls]
         self._first_call = {t: i for i, t in reversed(list(enumerate(self._times)))}
         self._call = 0
         self.solver.reset()
@@ -201,10 +157,15 @@ class DiffusionProcess(Scheduler):
 
     def initial_noise(self, shape: Sequence[int], device: Union[torch.device, str] = "cpu") -> Tensor:
         """The sample of pure noise, (B, C, D, H, W), from `generator` (one for each volume, or one for all)."""
-        return self.noise_std * draw_noise(shape, self.generator, device)
+        return self.path.noise_std * draw_noise(shape, self.generator, device)
 
     def step(
-        self, model_output: Tensor, timestep: Union[float, Tensor], sample: Tensor, generator: Generators = None
+        self,
+        model_output: Tensor,
+        timestep: Union[float, Tensor],
+        sample: Tensor,
+        generator: Generators = None,
+        correct: Optional[Correct] = None,
     ) -> tuple[Tensor, Tensor]:
         """Takes one network call into account.
 
@@ -213,6 +174,7 @@ class DiffusionProcess(Scheduler):
             timestep: one of `timesteps`; solvers that remember earlier calls need them in their order.
             sample: what the network was called on, (B, C, D, H, W).
             generator: source of the injected noise; `self.generator` where None.
+            correct: changes what is predicted before the step is taken, for instance towards a measurement.
 
         Returns:
             The input of the next network call (after the last one the sample), and the predicted signal.
@@ -227,11 +189,13 @@ class DiffusionProcess(Scheduler):
             )
         number, call = divmod(self._find(float(timestep)), len(self.solver.offsets))
         step = self._steps[number]
-        noise, signal = self.noise_and_signal(model_output, sample, step.calls[call])
+        noise, signal = self.path.noise_and_signal(model_output, sample, step.calls[call])
+        if correct is not None:
+            signal, noise = correct(signal, noise, sample, step.calls[call])
         result = self.solver.advance(step, call, noise, signal, sample)
         if call + 1 == len(self.solver.offsets) and step.inject:
             fresh = draw_noise(sample.shape, self.generator if generator is None else generator, sample.device)
-            result.mul_(step.keep).add_(fresh, alpha=step.inject * self.noise_std)
+            result.mul_(step.keep).add_(fresh, alpha=step.inject * self.path.noise_std)
         return result, signal
 
     def _find(self, t: float) -> int:
@@ -246,3 +210,20 @@ class DiffusionProcess(Scheduler):
             raise ValueError(f"timestep {t} is out of turn: the solver {self.solver_name} needs the calls in order")
         self._call = (call + 1) % len(self._times)
         return call
+
+
+class CosineSineScheduler(DiffusionProcess):
+    """The paper's process: noise and signal on the path `CosineSine` (Eq. 1-8, Algorithm 1)."""
+
+    path_type = CosineSine
+
+
+class FlowMatchingScheduler(DiffusionProcess):
+    """Flow matching: the velocity on the path `FlowMatching`."""
+
+    path_type = FlowMatching
+
+
+PROCESSES: dict[str, type[DiffusionProcess]] = {
+    process.name: process for process in (CosineSineScheduler, FlowMatchingScheduler)
+}

@@ -12,7 +12,8 @@ from typing import Callable, Optional
 
 from torch import Tensor
 
-from .steps import PathPoint, Step
+from .path import PathPoint
+from .steps import Step
 
 
 class Solver:
@@ -20,10 +21,28 @@ class Solver:
 
     offsets: tuple[float, ...] = (0.0,)  # of the network calls, as shares of the way to the predicted position
     takes_noise = True  # whether noise may be injected between the steps
+    own_ratio: Optional[float] = 1.0  # p of Algorithm 1 where the user names none; None where eta is the solver's own
+    own_eta: Optional[float] = None
     has_memory = False  # whether the steps have to be taken in their order
 
     def reset(self) -> None:
         """Forgets earlier steps."""
+
+    def injection(
+        self, name: str, ratio: Optional[float], eta: Optional[float]
+    ) -> tuple[Optional[float], Optional[float]]:
+        """How much noise is injected: p or eta, the other one None; the solver's own where neither is given.
+
+        Raises:
+            ValueError: in one line, when both are given, or the solver takes no noise.
+        """
+        if ratio is not None and eta is not None:
+            raise ValueError(f"give predictor_ratio or eta, not both; got {ratio} and {eta}")
+        if not self.takes_noise and ((ratio or 1) > 1 or (eta or 0) > 0):
+            raise ValueError(
+                f"the solver {name} cannot inject noise: set predictor_ratio 1, or use the solver multistep"
+            )
+        return (self.own_ratio, self.own_eta) if ratio is None and eta is None else (ratio, eta)
 
     def advance(self, step: Step, call: int, noise: Tensor, signal: Tensor, sample: Tensor) -> Tensor:
         """The input of the next network call, or after the last one the sample at `step.predicted`.
@@ -47,10 +66,12 @@ class RungeKutta(Solver):
     Args:
         offsets: of the stages.
         weights: of their slopes in the result.
+        own_ratio: p where the user names none; the paper's best is 2.
     """
 
-    def __init__(self, offsets: tuple[float, ...], weights: tuple[float, ...]) -> None:
+    def __init__(self, offsets: tuple[float, ...], weights: tuple[float, ...], own_ratio: float = 1.0) -> None:
         self.offsets, self.weights, self.has_memory = offsets, weights, len(offsets) > 1
+        self.own_ratio = own_ratio
         self.reset()
 
     def reset(self) -> None:
@@ -107,10 +128,18 @@ class Multistep(Solver):
     Args:
         coordinate: in which the signal runs on: the position ('multistep'), the log-SNR (DPM-Solver++ 2M, Lu et al.
             2022), or None for first order.
+        own_ratio: p where the user names none; None where it is eta.
+        own_eta: eta where the user names none.
     """
 
-    def __init__(self, coordinate: Optional[Callable[[PathPoint], float]] = None) -> None:
+    def __init__(
+        self,
+        coordinate: Optional[Callable[[PathPoint], float]] = None,
+        own_ratio: Optional[float] = 1.0,
+        own_eta: Optional[float] = None,
+    ) -> None:
         self.coordinate, self.has_memory = coordinate, coordinate is not None
+        self.own_ratio, self.own_eta = own_ratio, own_eta
         self.reset()
 
     def reset(self) -> None:
@@ -140,12 +169,12 @@ HEUN = ((0.0, 1.0), (1 / 2, 1 / 2))
 RK4 = ((0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
-    "predictor_corrector": lambda: RungeKutta(*EULER),
+    "predictor_corrector": lambda: RungeKutta(*EULER, own_ratio=2.0),
     "euler": lambda: RungeKutta(*EULER),
     "heun": lambda: RungeKutta(*HEUN),
     "rk4": lambda: RungeKutta(*RK4),
     "adams_bashforth": AdamsBashforth,
-    "ddim": Multistep,
-    "multistep": lambda: Multistep(lambda point: point.u),
+    "ddim": lambda: Multistep(own_ratio=None, own_eta=0.0),
+    "multistep": lambda: Multistep(lambda point: point.u, own_ratio=3.0),  # best in docs/sampling.md
     "dpm_solver": lambda: Multistep(lambda point: point.log_snr),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import weakref
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Sequence, Union
@@ -13,11 +12,11 @@ from typing import Any, NoReturn, Optional, Sequence, Union
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..hardware import CPU_ONLY, GB, idle_gpu, memory_bytes
+from ..inferers.memory import LiveBytes
 from ..inferers.opening import duration, tell_needs
 from ..words import count
 from .checkpoints import checkpoints
@@ -87,7 +86,7 @@ class TrainingStep:
 
     def _counted(self, batch_size: int, fake: Optional[FakeTensorMode]) -> tuple[float, float]:
         """Operations of a step, and bytes at its peak."""
-        peak, devices = PeakMemory(), [self.device] if self.device.type == "cuda" else []
+        peak, devices = LiveBytes(), [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             batch = self.batch(batch_size)
         held = sum({id(one): one.nbytes for one in tree_iter(batch) if isinstance(one, Tensor)}.values())
@@ -100,30 +99,6 @@ class TrainingStep:
             for parameter in self.objective.parameters():
                 parameter.grad = None
         return flops.get_total_flops(), held + peak.peak
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of tensors that are made inside and live at the same time; `peak` is the most of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Optional[dict] = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for one in tree_iter(out):
-            if isinstance(one, Tensor):
-                storage = one.untyped_storage()
-                if storage._cdata not in self.live:
-                    self.live[storage._cdata] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._gone, storage._cdata)
-        return out
-
-    def _gone(self, key: int) -> None:
-        self.now -= self.live.pop(key, 0)
 
 
 def tell_data(datalist: dict[str, list[dict[str, Any]]], quiet: bool = False) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..data.pictures import LUNG_WINDOW
 from ..data.transforms import three
 from ..files import whole_file
+from ..inferers.generator import DiffusionGenerator, Item
 from ..inferers.inferer import autocast
-from ..inferers.sampler import SeedSampler
 from ..networks.base import DenoisingNetwork
 from ..networks.guidance import num_blocks
 from ..networks.high_resolution import HighResolutionPRDiT
@@ -97,12 +97,12 @@ class TrainingPictures:
         noise = self.scheduler.sample_noise(volume.cpu(), [torch.Generator().manual_seed(0)]).to(device)
         rows = []
         for level in NOISE_LEVELS:
-            time = torch.full((1,), float(self.scheduler.time(level)), device=device)
+            time = torch.full((1,), float(self.scheduler.path.time(level)), device=device)
             noisy = self.scheduler.add_noise(volume, noise, time)
-            (point,) = self.scheduler.points([level])
+            (point,) = self.scheduler.path.points([level])
             first, second = (part.float() for part in self.network.forward_parts(noisy, time))
             signal, of_first = (
-                self.space.decode(self.scheduler.noise_and_signal(output, noisy, point)[1])
+                self.space.decode(self.scheduler.path.noise_and_signal(output, noisy, point)[1])
                 for output in (first + second, first)
             )
             names = ("validation volume", f"u = {level}", "denoised", *self.parts_of(self.network))
@@ -120,10 +120,9 @@ class TrainingPictures:
         """A row of coronal slices of the samples, one per seed; none in stage 1, which draws noise."""
         if num_blocks(self.network.settings) == 0:
             return []
-        sampler = SeedSampler(
-            self.scheduler, 20, self.grid, self.space
-        )  # a new one: it keeps what weights made of times
-        volumes = [sampler(torch.tensor([seed]), self.network) for seed in range(self.num_samples)]
+        # a new one, for it keeps what the weights make of the times
+        generator = DiffusionGenerator(self.network, self.scheduler, 20, self.grid, self.space)
+        volumes = [generator.sample([Item(seed)]) for seed in range(self.num_samples)]
         return [[(f"seed {seed}", self.coronal(volume)) for seed, volume in enumerate(volumes)]]
 
     @staticmethod

@@ -1,0 +1,71 @@
+"""What a run is asked for: the volumes with their seeds, and a grid that the weights can draw."""
+
+from __future__ import annotations
+
+import sys
+from typing import Sequence, Union
+
+import ignite.distributed as idist
+
+from ..networks.base import DenoisingNetwork
+from ..networks.guidance import num_blocks
+from ..settings import whole_number
+
+LARGEST_SEED = 2**63 - 1  # of a tensor of seeds
+
+
+def seed_list(num_samples: int, seed: int) -> list[dict[str, int]]:
+    """The data set of generation: one item per volume, its seed.
+
+    Raises:
+        ValueError: when num_samples is less than 1, or a seed is negative or more than PyTorch takes.
+    """
+    count = whole_number("num_samples", num_samples, 1)
+    first = whole_number("seed", seed, 0, LARGEST_SEED - count + 1)
+    return [{"seed": first + i} for i in range(count)]
+
+
+def sides_of(grid: Union[None, int, Sequence[int]], trained: Sequence[int]) -> list[int]:
+    """Three sides of a volume in voxels: those of the weights, of a cube, or as given; ValueError in one line."""
+    sides = list(trained) if grid is None else list(grid) if isinstance(grid, (list, tuple)) else [grid] * 3
+    if len(sides) != 3:
+        raise ValueError(f"grid must be one or three numbers of voxels, got {grid}")
+    return [whole_number("grid", side, 1) for side in sides]
+
+
+def grid_of(grid: Union[None, int, Sequence[int]], trained: Sequence[int], network: DenoisingNetwork) -> list[int]:
+    """The grid to sample: the one the weights were trained for, or another one that the network's strides allow.
+
+    Raises:
+        ValueError: when the strides do not divide it.
+    """
+    sides = sides_of(grid, trained)
+    strides = network.strides()
+    if any(side % stride for side in sides for stride in strides):
+        raise ValueError(f"grid must be three multiples of the strides {strides}, got {sides}")
+    return sides
+
+
+def check_weights(settings: dict, grid: Sequence[int], allow_stage_1: bool = False) -> None:
+    """Refuses weights of stage 1, unless they are wanted, and warns of a grid that the weights do not know.
+
+    Args:
+        settings: the JSON beside the weights.
+        grid: to sample.
+        allow_stage_1: whether volumes without anatomy are wanted.
+
+    Raises:
+        ValueError: in one line, when the network has no transformer.
+    """
+    if not allow_stage_1 and num_blocks(settings["network"]) == 0:
+        raise ValueError(
+            "these are weights of stage 1, which draw noise without anatomy: train stage 2 and sample its model.pt, or "
+            "set allow_stage_1 to true"
+        )
+    trained = list(settings["data"]["grid"])
+    if list(grid) != trained and idist.get_rank() == 0:
+        print(
+            f"warning: the weights know a grid of {trained} alone; do not expect anatomy at {list(grid)}, see "
+            "docs/high_resolution.md for larger grids",
+            file=sys.stderr,
+        )
