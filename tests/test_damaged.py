@@ -7,7 +7,7 @@ import pytest
 import torch
 from bundle_runs import assert_refused
 
-from scripts.evaluation import RecordStore, WScore, volume_sets
+from scripts.evaluation import RecordStore, WScore, load_sets
 from scripts.evaluation.records import save_record
 from scripts.evaluation.volume_sets import VolumeSet
 from scripts.files import release
@@ -128,5 +128,5 @@ def test_hidden_files_are_no_data_and_linked_folders_are(tmp_path, chest_file):
     shutil.copy(chest_file, tmp_path / "case" / "d.nii.gz")
     (folder / "case").symlink_to(tmp_path / "case")
     (folder / "case" / "back").symlink_to(folder)
-    found = volume_sets(None, str(folder), num_phantoms=1)["generated"]
+    found = load_sets(None, str(folder), num_phantoms=1)["generated"]
     assert [found.label(index) for index in range(len(found))] == ["a.nii.gz", "case/d.nii.gz"]

@@ -3,17 +3,19 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 from xml.etree import ElementTree
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_runs import assert_refused, run, run_process
+from bundle_runs import assert_refused, config_files, run, run_process
 from evaluations import GRID, QUICK, SIZE_MM, evaluate, phantom, write
+from monai.bundle import ConfigParser
 
 from scripts.data import grid_affine
-from scripts.evaluation import Comparison, common_grid, volume_sets
+from scripts.evaluation import Comparison, common_grid, load_sets
 from scripts.evaluation.figures import dot_plot, line_plot
 from scripts.evaluation.headline import headline as headline_of
 from scripts.hardware import device_name
@@ -211,6 +213,10 @@ def test_a_sweep_samples_every_combination_once_and_compares_them(make_network, 
         "output_dir": tmp_path / "r",
         **QUICK,
     }
+    parser = ConfigParser()
+    parser.read_config(config_files("evaluate", "sampling_sweep"))
+    parser.update({name: str(one) if isinstance(one, Path) else one for name, one in given.items()})
+    assert len(parser.get_parsed_content("generated_dirs")) == 4 and not (tmp_path / "r").exists()  # read, not sampled
     run("run", ["evaluate", "sampling_sweep"], **given)
     found = json.loads((tmp_path / "r" / "metrics.json").read_text())
     assert list(found["distances"]) == ["a, p = 1", "a, p = 2", "b, p = 1", "b, p = 2"]
@@ -259,8 +265,8 @@ def test_common_grid_of_another_orientation(tmp_path):
         nib.orientations.ornt_transform(nib.io_orientation(image.affine), [[2, 1], [0, -1], [1, 1]])
     )
     nib.save(turned, tmp_path / "g" / "b.nii.gz")
-    sets = volume_sets(None, str(tmp_path / "g"), num_phantoms=2)
-    assert common_grid([sets["generated"]]) == {"grid": [16, 20, 24], "field_of_view_mm": SIZE_MM}
+    sets = load_sets(None, str(tmp_path / "g"), num_phantoms=2)
+    assert common_grid(sets) == {"grid": [16, 20, 24], "field_of_view_mm": SIZE_MM}
 
 
 @pytest.mark.parametrize(

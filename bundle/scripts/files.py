@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -11,7 +12,7 @@ import socket
 from contextlib import contextmanager, suppress
 from io import BufferedRandom
 from pathlib import Path
-from typing import Iterator, Optional, Union
+from typing import Any, Iterator, Optional, Union
 
 try:
     import fcntl
@@ -82,6 +83,11 @@ def write_text(path: PathLike, text: str, private: bool = False) -> None:
     """Writes text in UTF-8 as a `whole_file`."""
     with whole_file(path, private) as file:
         file.write(text.encode())
+
+
+def write_json(path: PathLike, content: Any, private: bool = False) -> None:
+    """Writes what JSON can hold as a `whole_file`."""
+    write_text(path, json.dumps(content, indent=4, ensure_ascii=False) + "\n", private)
 
 
 def sha256_of(path: PathLike) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Callable, Iterable, TypeVar, Union
 
 from .dicom import MIN_SLICES
 from .intensity import HU, PAPER_COMPAT
@@ -15,6 +15,7 @@ from .sources import find_sources
 
 VALIDATION_SHARE = 0.1
 FIRST_VALIDATION_PHANTOM = 1_000_000
+Item = TypeVar("Item")
 PREPARATION = "preparation.json"  # of a prepared data set: its settings
 
 
@@ -55,6 +56,16 @@ def ct_datalist(
         for index, item in enumerate(items):
             item["index"] = index
     return lists
+
+
+def split_by_name(items: Iterable[Item], name: Callable[[Item], str]) -> tuple[list[Item], list[Item]]:
+    """90 % for training, 10 % for validation, by a hash of their names: the same for all who have the same.
+
+    At least one of several is for validation, none of a single one.
+    """
+    order = sorted(items, key=lambda item: hashlib.sha256(as_bytes(name(item))).hexdigest())
+    count = max(1, round(VALIDATION_SHARE * len(order))) if len(order) > 1 else 0
+    return order[count:], order[:count]
 
 
 def intensity_of(datalist: dict[str, list[dict[str, Any]]]) -> str:
@@ -110,9 +121,8 @@ def _scan(folder: Path, setting: str) -> dict[str, list[dict[str, Any]]]:
         raise ValueError(f"{setting} {folder} holds no NIfTI, MetaImage, NRRD file or DICOM series")
     if len(items) == 1:  # one volume can be overfitted, which is how a first try looks
         return {"training": [dict(items[0])], "validation": [dict(items[0])]}
-    items.sort(key=lambda item: hashlib.sha256(as_bytes(Path(item["image"]).name)).hexdigest())
-    count = max(1, round(VALIDATION_SHARE * len(items)))
-    return {"training": items[count:], "validation": items[:count]}
+    training, validation = split_by_name(items, lambda item: Path(item["image"]).name)
+    return {"training": training, "validation": validation}
 
 
 def _why_empty(folder: Path) -> str:

@@ -16,23 +16,22 @@ import ignite.distributed as idist
 from tqdm import tqdm
 
 from ..errors import require_writable
-from ..files import PathLike, hold, release, remove_leftovers, require_own, write_text
+from ..files import PathLike, hold, release, remove_leftovers, require_own, write_json
 from ..overlap import check_places
 from ..processes import join_processes
 from ..stops import stoppable
-from .datalist import PREPARATION
+from .datalist import PREPARATION, split_by_name
 from .dicom import MIN_SLICES
 from .ingest_report import write_reports
 from .missing import tell_missing
 from .parallel import died, work, worker_count
 from .preparation import Preparation
-from .pseudonyms import MAPPING_COLUMNS, Pseudonym, as_bytes, read_salt, write_mapping
+from .pseudonyms import MAPPING_COLUMNS, Pseudonym, read_salt, write_mapping
 from .readers import RAD_CHEST_SPACING
 from .sources import Findings, Inspected, Source, find_sources, inspect_file
 from .transforms import three
 from .volume_job import VolumeJob
 
-VALIDATION_SHARE = 0.1
 REJECTED_STATUS = 2
 
 
@@ -187,8 +186,7 @@ def _check_settings(folder: Path, preparation: Preparation) -> None:
         for name in ("dataset.json", "report.html", "report.csv", "volumes", "records"):
             if (folder / name).exists():
                 raise ValueError(f"dataset_dir {folder} holds another's {name}, not to be replaced; choose another one")
-    text = json.dumps(vars(preparation), indent=4) + "\n"
-    write_text(path, text)
+    write_json(path, vars(preparation))
 
 
 def _make_volumes(job: VolumeJob, sources: Sequence[Source], workers: int) -> list[dict[str, Any]]:
@@ -227,11 +225,8 @@ def split_by_patient(records: Sequence[dict[str, Any]], patient_ids: dict[str, s
         patient_ids: patient id of each pseudonym.
     """
     accepted = [record for record in records if record["status"] == "accepted"]
-    order = sorted(
-        {record["patient"] for record in accepted if not record["section"]},
-        key=lambda patient: hashlib.sha256(as_bytes(patient_ids[patient])).hexdigest(),
-    )
-    held_out = set(order[: max(1, round(VALIDATION_SHARE * len(order)))] if len(order) > 1 else [])
+    patients = {record["patient"] for record in accepted if not record["section"]}
+    held_out = split_by_name(patients, lambda patient: patient_ids[patient])[1]
     lists: dict[str, list[str]] = {"training": [], "validation": []}
     for record in accepted:
         section = record["section"] or ("validation" if record["patient"] in held_out else "training")
@@ -262,7 +257,7 @@ def _finish(
     for section, names in lists.items():
         content[section] = [{"image": f"volumes/{name}.nii.gz", "patient": patients[name]} for name in names]
     if any(lists.values()):
-        write_text(folder / "dataset.json", json.dumps(content, indent=4) + "\n")
+        write_json(folder / "dataset.json", content)
     else:
         (folder / "dataset.json").unlink(missing_ok=True)  # of an earlier run whose sources are bad now
     write_reports(folder, records, findings.left_out, content, notes)

@@ -13,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from ..files import whole_file, write_text
+from ..files import whole_file, write_json
 from .dicom import MAX_TILT_DEGREES, LeftOut
 from .intensity import to_hu
 from .nifti import save_nifti
@@ -131,7 +131,7 @@ class VolumeJob:
                 save_nifti(volume.values, volume.affine, self.image_path(name), "CT", self.preparation.intensity)
                 with whole_file(self.picture_path(name)) as file:
                     volume.picture.save(file, format="jpeg", quality=80)
-            write_text(self.record_path(name), json.dumps(record, indent=1) + "\n")
+            write_json(self.record_path(name), record)
         except OSError as error:  # the disk is full; an exception would come out of a worker with a traceback
             return {"status": "stopped", "reason": error.strerror}
         return record

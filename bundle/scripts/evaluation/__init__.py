@@ -1,9 +1,9 @@
 """Evaluation of generated volumes: sets, records, comparison, report, W-score."""
 
 from .comparison import Comparison, choose_metrics, needs_features
-from .evaluation import Evaluation, volume_sets
+from .evaluation import Evaluation
 from .opening import tell_evaluation
 from .records import KeepSized, MeasureVolumed, RecordStore, RecordWriter
-from .sweep import sampled_folders
-from .volume_sets import common_grid
+from .sweep import SamplingSweep, sweep_folders
+from .volume_sets import common_grid, load_sets
 from .wscore import WScore

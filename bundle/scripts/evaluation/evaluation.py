@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import platform
-from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import ignite.distributed as idist
 import monai
@@ -14,7 +12,7 @@ from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 
 from ..errors import require_writable
-from ..files import hold, release, remove_leftovers, require_own, write_text
+from ..files import hold, release, remove_leftovers, require_own, write_json, write_text
 from ..metrics import FeatureExtractor
 from ..pages import number
 from ..stops import stoppable
@@ -23,42 +21,16 @@ from .comparison import MEMORISATION, MS_SSIM, Comparison, likeness_warnings, wa
 from .headline import headline
 from .records import Records, RecordStore
 from .report import REPORT_MARK, report_html
-from .volume_sets import VolumeSet, check_sets, generated_sets, hash_volumes, real_set
+from .volume_sets import VolumeSet, generators
 
 PHANTOMS_ARE_REAL = "real stands for phantoms that no training has seen, since no real_dir was given."
-
-
-def volume_sets(
-    real_dir: Optional[str],
-    generated_dir: Optional[str],
-    generated_dirs: Optional[dict[str, str]] = None,
-    training_dir: Optional[str] = None,
-    real_section: str = "all",
-    num_phantoms: int = 64,
-    max_volumes: Optional[int] = None,
-) -> dict[str, VolumeSet]:
-    """All sets of an evaluation by name: 'real', 'training' where it is another folder, and the generators'.
-
-    Raises:
-        ValueError: in one line, when a folder is missing, empty, given twice, or must not be compared with the others.
-    """
-    sets = generated_sets(generated_dir, generated_dirs, max_volumes)
-    sets.insert(0, real_set(real_dir, real_section, num_phantoms, max_volumes))
-    if training_dir is not None:
-        section = "training" if (Path(training_dir) / "dataset.json").is_file() else "all"
-        training = real_set(training_dir, section, setting="training_dir")
-        training.name = "training"
-        sets.insert(1, training)
-    check_sets(sets)
-    hash_volumes(sets)
-    return {one.name: one for one in sets}
 
 
 class Evaluation:
     """Puts the parts together.
 
     Args:
-        sets: of `volume_sets`.
+        sets: of `load_sets`.
         store: of the records.
         comparison: of the numbers.
         extractor: that made the features.
@@ -93,7 +65,7 @@ class Evaluation:
             remove_leftovers(self.folder)
         self.num_ms_ssim_pairs, self.memorisation_threshold = num_ms_ssim_pairs, memorisation_threshold
         self.num_slices = num_slices
-        self.generated = [name for name in sets if name not in ("real", "training")]
+        self.generated = generators(sets)
 
     def measure(self, evaluator: SupervisedEvaluator) -> None:
         """Makes the records that are missing, on all ranks."""
@@ -113,8 +85,7 @@ class Evaluation:
             return
         records = {name: self.store.load(one) for name, one in self.sets.items()}
         results = self.results(records)
-        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        write_text(self.folder / "metrics.json", text)
+        write_json(self.folder / "metrics.json", results)
         html = report_html(results, records, self.sets, self.volumes, self.num_slices)
         write_text(self.folder / "report.html", html)
         self.store.release()
@@ -123,11 +94,7 @@ class Evaluation:
 
     def volumes(self, name: str) -> Dataset:
         """The volumes of a set on the common grid, in HU."""
-        items = [
-            {key: item[key] for key in ("image", "series", "intensity") if key in item}
-            for item in self.sets[name].items
-        ]
-        return Dataset(items, self.transform)
+        return Dataset(self.sets[name].inputs, self.transform)
 
     def results(self, records: dict[str, Records]) -> dict[str, Any]:
         """What metrics.json holds."""

@@ -28,7 +28,7 @@ def tell_evaluation(
     """Prints what is compared with what, how many volumes have to be measured, by what and on what, and where it goes.
 
     Args:
-        sets: of `volume_sets`.
+        sets: of `load_sets`.
         missing: volumes that are not measured yet.
         voxels: of the common grid, see `voxels_in_words`.
         chosen: beginnings of names of metrics, or None for all.
@@ -42,7 +42,7 @@ def tell_evaluation(
     if quiet:
         return
     real, training = sets["real"], sets.get("training")
-    what = " and ".join(_volumes(name, len(one)) for name, one in sets.items() if name not in ("real", "training"))
+    what = " and ".join(_volumes(name, len(one)) for name, one in sets.items() if one.role == "generated")
     against = count(len(real), "phantom" if real.folder is None else "real volume")
     copied = "the same" if training is None else count(len(training), "training volume")
     print(

@@ -131,12 +131,9 @@ class RecordStore:
             hold(self.folder, "cache_dir")
             remove_leftovers(*self.folder.glob("??"))
         items = {
-            path: {
-                **{name: item[name] for name in ("image", "series", "intensity") if name in item},
-                "record": str(path),
-            }
+            path: {**item, "record": str(path)}
             for one in sets
-            for item, content_hash in zip(one.items, one.hashes)
+            for item, content_hash in zip(one.inputs, one.hashes)
             if load_record(path := self.path(content_hash)) is None
         }
         for path in items if idist.get_rank() == 0 else ():

@@ -21,6 +21,7 @@ from ..data.places import list_files
 from ..data.transforms import three
 from ..files import sha256_of
 
+ROLES = ("real", "training")  # of the sets that generators are compared with; each is also the set's name
 FIRST_REFERENCE_PHANTOM = 2_000_000  # seeds that no training or validation set has
 
 
@@ -46,6 +47,16 @@ class VolumeSet:
         return len(self.items)
 
     @property
+    def role(self) -> str:
+        """'real', 'training', or 'generated'."""
+        return self.name if self.name in ROLES else "generated"
+
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        """What `LoadCTd` needs of each item."""
+        return [{key: item[key] for key in ("image", "series", "intensity") if key in item} for item in self.items]
+
+    @property
     def sha256(self) -> str:
         """Of the whole set, whatever the order and names of its files."""
         return hashlib.sha256("".join(sorted(self.hashes)).encode()).hexdigest()
@@ -59,21 +70,45 @@ class VolumeSet:
         return str(path.relative_to(self.folder)) if self.folder and path.is_relative_to(self.folder) else path.name
 
 
+def load_sets(
+    real_dir: Optional[str],
+    generated_dir: Optional[str],
+    generated_dirs: Optional[dict[str, str]] = None,
+    training_dir: Optional[str] = None,
+    real_section: str = "all",
+    num_phantoms: int = 64,
+    max_volumes: Optional[int] = None,
+) -> dict[str, VolumeSet]:
+    """All sets of an evaluation by name: 'real', 'training' where it is another folder, and the generators'.
+
+    Raises:
+        ValueError: in one line, when a folder is missing, empty, given twice, or must not be compared with the others.
+    """
+    sets = generated_sets(generated_dir, generated_dirs, max_volumes)
+    sets.insert(0, real_set(real_dir, real_section, num_phantoms, max_volumes))
+    if training_dir is not None:
+        section = "training" if (Path(training_dir) / "dataset.json").is_file() else "all"
+        sets.insert(1, real_set(training_dir, section, role="training"))
+    check_sets(sets)
+    hash_volumes(sets)
+    return {one.name: one for one in sets}
+
+
 def real_set(
     real_dir: Optional[str],
     section: str = "all",
     num_phantoms: int = 64,
     max_volumes: Optional[int] = None,
-    setting: str = "real_dir",
+    role: str = "real",
 ) -> VolumeSet:
-    """The real volumes.
+    """The real volumes, or those that the generator was trained on.
 
     Args:
         real_dir: prepared data set or any folder that `ct_datalist` reads; None for phantoms that no training set has.
         section: 'training' or 'validation' of the data set, or 'all'.
         num_phantoms: number of phantoms where real_dir is None.
         max_volumes: at most so many, evenly spaced in the list.
-        setting: that names the folder.
+        role: 'real' or 'training'.
 
     Raises:
         ValueError: in one line.
@@ -83,10 +118,10 @@ def real_set(
         return VolumeSet("real", [{"image": seed} for seed in seeds])
     if section not in ("all", "training", "validation"):
         raise ValueError(f"real_section must be all, training or validation, not {section}")
-    lists = ct_datalist(real_dir, setting=setting)
+    lists = ct_datalist(real_dir, setting=f"{role}_dir")
     items = lists["training"] + lists["validation"] if section == "all" else lists[section]
     items = list({(item["image"], item.get("series")): item for item in items}.values())
-    return VolumeSet("real", _at_most(items, max_volumes), Path(real_dir), _is_paper_compat(Path(real_dir)))
+    return VolumeSet(role, _at_most(items, max_volumes), Path(real_dir), _is_paper_compat(Path(real_dir)))
 
 
 def generated_sets(
@@ -106,7 +141,7 @@ def generated_sets(
 
 
 def _generated_set(name: str, folder: Path, max_volumes: Optional[int]) -> VolumeSet:
-    if name in ("real", "training"):
+    if name in ROLES:
         raise ValueError(f"generated_dirs: {name} is the name of another set; choose another one")
     setting = "generated_dir" if name == "generated" else f"generated_dirs['{name}']"
     if not folder.is_dir():
@@ -147,7 +182,7 @@ def check_sets(sets: Sequence[VolumeSet]) -> None:
     for index, one in enumerate(sets):
         for other in sets[index + 1 :]:
             if one.folder and other.folder and _nested(one.folder, other.folder):
-                if {one.name, other.name} != {"real", "training"}:
+                if {one.role, other.role} != set(ROLES):
                     raise ValueError(f"{one.name} and {other.name} share files: {one.folder} and {other.folder}")
             if one.paper_compat != other.paper_compat:
                 scaled, plain = (one, other) if one.paper_compat else (other, one)
@@ -162,15 +197,20 @@ def _nested(a: Path, b: Path) -> bool:
     return a == b or a in b.parents or b in a.parents
 
 
+def generators(sets: Mapping[str, VolumeSet]) -> list[str]:
+    """Names of the sets that generators made."""
+    return [name for name, one in sets.items() if one.role == "generated"]
+
+
 def common_grid(
-    sets: Sequence[VolumeSet],
+    sets: Mapping[str, VolumeSet],
     grid: Optional[Sequence[int]] = None,
     field_of_view_mm: Union[float, Sequence[float], None] = None,
 ) -> dict[str, list]:
     """The grid that all volumes are brought to: the given one, or that of the generated volumes.
 
     Args:
-        sets: the generated ones.
+        sets: of `load_sets`.
         grid: voxels along each axis.
         field_of_view_mm: size along each axis, or of all axes.
 
@@ -185,7 +225,7 @@ def common_grid(
     if grid is not None and field_of_view_mm is not None:
         return {"grid": [int(side) for side in three(grid)], "field_of_view_mm": three(field_of_view_mm)}
     first: Optional[tuple[str, list[int], list[float]]] = None
-    for item in (item for one in sets for item in one.items):
+    for item in (item for name in generators(sets) for item in sets[name].items):
         shape, size = _geometry(item["image"])
         if first is None:
             first = (item["image"], shape, size)

@@ -14,11 +14,11 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from ..errors import require_writable
-from ..files import hold, release, remove_leftovers, require_own, set_aside, whole_file, write_text
+from ..files import hold, release, remove_leftovers, require_own, set_aside, whole_file, write_json
 from ..metrics.critic import CriticPairs, critic_losses, critic_network, held_out, w_scores
 from ..networks.checkpoint import load_strictly, load_tensors
 from ..stops import stoppable_engine
-from .volume_sets import VolumeSet
+from .volume_sets import VolumeSet, generators
 
 PENALTY_WEIGHT = 10.0  # lambda of Gulrajani et al. (2017)
 BETAS = (0.5, 0.999)
@@ -64,7 +64,7 @@ class WScore:
         num_workers: int,
         device: torch.device,
     ) -> None:
-        self.models = [name for name in sets if name not in ("real", "training")]
+        self.models = generators(sets)
         self.anchor = self.models[0] if anchor is None else anchor
         if self.anchor not in self.models:
             raise ValueError(f"anchor must be one of {', '.join(self.models)}, not {self.anchor}")
@@ -97,8 +97,7 @@ class WScore:
         counts = {name: {"training": len(a), "held_out": len(b)} for name, (a, b) in self.parts.items()}
         results = {"anchor": self.anchor, "num_volumes": counts, "settings": self.settings, "per_seed": distances}
         results.update(w_scores(distances, self.anchor))
-        text = json.dumps(results, indent=2) + "\n"
-        write_text(self.folder / "wscore.json", text)
+        write_json(self.folder / "wscore.json", results)
         release(self.folder)
         print(_summary(results))
 

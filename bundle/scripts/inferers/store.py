@@ -17,7 +17,7 @@ from ..data.generated import GeneratedVolume, is_generated, save_volume
 from ..data.intensity import HU
 from ..data.transforms import grid_affine, three
 from ..errors import require_writable
-from ..files import hold, release, remove_leftovers, sha256_of, write_text
+from ..files import hold, release, remove_leftovers, sha256_of, write_json
 from ..stops import stoppable, stoppable_engine
 from ..version import VERSION
 from ..words import count
@@ -155,8 +155,7 @@ class VolumeStore:
         save_volume(volume, affine, self.path(seed), self.intensity)
         content = {"seed": seed, **self.provenance, "volume_sha256": sha256_of(self.path(seed))}
         content |= {"synthetic": True, "versions": self.versions}
-        text = json.dumps(content, indent=4) + "\n"
-        write_text(self.sidecar(seed), text)
+        write_json(self.sidecar(seed), content)
         for writer in self.writers:
             writer.write(self.volume(seed))
         self.saved += 1

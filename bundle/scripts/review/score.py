@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import scipy
 
 from ..errors import require_writable
-from ..files import hold, release, remove_leftovers, require_own, write_text
+from ..files import hold, release, remove_leftovers, require_own, write_json, write_text
 from ..metrics.resampling import Estimate
 from ..version import VERSION
 from .answers import QUESTIONS, Answers, Key, answer_files, gather, read_key
@@ -82,8 +81,7 @@ class ReviewScore:
         hold(self.folder, "output_dir")
         remove_leftovers(self.folder)
         results = study_results(self.answers, self.key, self.num_bootstrap, self.seed)
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_text(self.folder / "score.json", text)
+        write_json(self.folder / "score.json", results)
         write_text(self.folder / "score.html", score_html(results, self.study_dir))
         release(self.folder)
         print(summary(results))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import platform
 import re
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from ..errors import require_writable
 from ..evaluation.volume_sets import VolumeSet, check_sets, generated_sets, hash_volumes, real_set
-from ..files import hold, release, write_text
+from ..files import hold, release, write_json
 from ..stops import stoppable
 from ..version import VERSION
 from .blinding import features_of, find_leaks, telling_features
@@ -205,7 +204,7 @@ class ReaderStudy:
                 _equalise(staging, self._rng("filling"))
                 self._require_blind(staging)
             notes = self._notes(features)
-            write_text(self.key_path, json.dumps(self.key(notes), indent=1, ensure_ascii=False) + "\n", private=True)
+            write_json(self.key_path, self.key(notes), private=True)
             for reader in self.readers:
                 (staging / reader).replace(self.folder / reader)
         finally:

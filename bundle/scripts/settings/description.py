@@ -205,6 +205,7 @@ _EVALUATE = {
     "bf16": _BF16,
     "seam_strides": Setting(several(whole(2, 256)), "distances of the patches whose seams are measured", "voxels"),
     "segmenter": Setting(COMPONENT, "of organs; totalsegmentator.yaml sets it"),
+    "sampling": Setting(COMPONENT, "makes the volumes before they are looked for; sampling_sweep.yaml sets it"),
     "num_bootstrap": Setting(whole(2, MILLION), "draws of the set for the intervals"),
     "num_ms_ssim_pairs": Setting(whole(1, MILLION), "pairs of volumes whose likeness is measured"),
     "memorisation_threshold": Setting(
