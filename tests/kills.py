@@ -9,12 +9,14 @@ process that has imported everything, so that a kill costs no more than the run 
 import argparse
 import importlib
 import itertools
+import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import traceback
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -22,11 +24,13 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("bundle", "tests", "tools")]
 
 from bundle_runs import DATA, run, training  # noqa: E402
+from review_studies import answer, make_study, score, write_answers  # noqa: E402
 
 from scripts.data import chest_phantom  # noqa: E402
 from scripts.inferers import save_volume  # noqa: E402
 from scripts.metrics.features import NUM_FEATURES  # noqa: E402
 from scripts.networks import build_prdit, save_weights  # noqa: E402
+from scripts.review import study  # noqa: E402
 
 CPU = "$torch.device('cpu')"
 VOLUMES = {"grid": [16, 16, 16], "field_of_view_mm": 320.0, "hu_window": [-1000.0, 1000.0]}
@@ -66,6 +70,18 @@ def _evaluate(stack, folder, **settings):
     )
 
 
+def _review(folder):
+    class Now(datetime):
+        """The key says when it was made."""
+
+        @classmethod
+        def now(cls, zone=None):
+            return cls(2026, 1, 2, tzinfo=zone)
+
+    study.datetime = Now
+    make_study(folder, "study", num_cases=2, readers=["Ana", "Ben"], title="study")
+
+
 def _release(folder):
     tool = importlib.import_module("release")
     tool.released_files = lambda commit: {"configs/metadata.json": b'{"version": "1", "changelog": {"1": ""}}'}
@@ -81,6 +97,12 @@ COMMANDS = {
     "evaluate": lambda folder: _evaluate(["evaluate"], folder, metrics=["HU"], num_bootstrap=2, num_slices=1, extractor={"_target_": "kills.FewFeatures"}),
     "wscore": lambda folder: _evaluate(["evaluate", "wscore"], folder, num_steps=2, checkpoint_interval=1, batch_size=2, critic_channels=[2, 4], num_seeds=2, cache_gb=0.1),
     "preprocess": lambda folder: run("run", ["preprocess"], source_dir=folder / "real", dataset_dir=folder / "out", spacing=20.0, size=16, center="volume", salt_file=folder / "key", mapping_file=folder / "map.csv"),
+    "pictures": lambda folder: _train(1, folder, num_pictures=1),
+    "writers": lambda folder: run("run", ["inference"], ckpt_path=folder / "model.pt", output_dir=folder / "out", num_samples=2, num_inference_steps=2, device=CPU, writers=["nifti", "dicom"]),
+    "view": lambda folder: run("run", ["view"], source_dir=folder / "generated", beside_dir=folder / "real", output_dir=folder / "out"),
+    "export_dicom": lambda folder: run("run", ["export_dicom"], source_dir=folder / "generated", output_dir=folder / "out", synthetic=True),
+    "review": _review,
+    "review_score": lambda folder: score(folder / "answers", folder / "study.key.json", folder / "out"),
     "release": _release,
 }  # fmt: skip
 
@@ -101,6 +123,10 @@ def template(command, folder):
     (folder / "key").write_text("secret\n")
     if command == "train_2":
         _train(1, folder)
+    if command == "review_score":
+        _review(folder)
+        key = json.loads((folder / "study.key.json").read_text())
+        write_answers(folder / "answers", key, lambda _, index, synthetic, case: answer(case, synthetic))
 
 
 # killing

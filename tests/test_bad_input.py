@@ -12,13 +12,14 @@ import time
 import traceback
 from collections import Counter
 from copy import deepcopy
+from pathlib import Path
 
 import monai.bundle
 import pytest
 import torch
 from bundle_runs import TINY, config_files, sample
 from monai.bundle import ConfigParser
-from review_studies import answer, make_study, write_answers
+from review_studies import answer, make_study, write_answers, write_phantoms
 
 from scripts import errors
 from scripts.settings.reach import described_settings, reached
@@ -38,8 +39,9 @@ def world(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     torch.set_num_threads(1)  # threads do not survive a fork
     shutil.copytree(trained / "ckpt", folder / "ckpt")
-    for name, seed in (("real", 10), ("generated", 0)):
-        sample(ckpt_path=folder / "ckpt/model.pt", output_dir=folder / name, num_samples=4, seed=seed, device="cpu")
+    for name, seeds in (("real", range(4)), ("generated", range(4, 8))):
+        write_phantoms(folder / name, seeds)
+    sample(ckpt_path=folder / "ckpt/model.pt", output_dir=folder / "sampled", num_samples=1, device="cpu")
     _, key = make_study(folder, **_study(folder))
     write_answers(folder / "answers", key, lambda _, index, synthetic, case: answer(case, synthetic))
     return folder
@@ -52,33 +54,38 @@ def _study(world):
 def commands(world, out):
     """Settings with which each command works, with all outputs in `out`."""
     weights, real = world / "ckpt/model.pt", world / "real"
-    start = {**TINY, "ckpt_dir": out / "ckpt", "max_epochs": 1}
+    few = {"num_phantoms": 2, "num_validation_phantoms": 1, "batch_size": 2, "num_validation_times": 1}
+    start = {**TINY, **few, "ckpt_dir": out / "ckpt", "max_epochs": 1, "max_steps": 1}
     whole = {**start, "depth": 2, "local_window": 0}
     evaluate = {"real_dir": real, "generated_dir": world / "generated", "output_dir": out / "report", "device": "cpu"}
-    few = {"num_bootstrap": 4, "num_ms_ssim_pairs": 2}
+    quick = {"num_bootstrap": 4, "num_ms_ssim_pairs": 2}
     return {
         ("train",): start,
         ("train", "train_global"): {**whole, "local_ckpt": world / "ckpt/local.pt"},
         ("train", "finetune"): {**whole, "finetune_from": weights},
         ("train", "train_new_local"): {**whole, "residual_ckpt": weights},
         ("train", "train_high_resolution"): {
-            "backbone_ckpt": weights, "ckpt_dir": out / "ckpt", "max_epochs": 1, "num_phantoms": 2, "device": "cpu",
+            "backbone_ckpt": weights, "ckpt_dir": out / "ckpt", "max_epochs": 1, "max_steps": 1, "num_phantoms": 2, "device": "cpu",
             "num_validation_phantoms": 1, "batch_size": 2, "refiner_window": 1, "refiner_patch_size": 6,
             "refiner_stride": 4, "refiner_hidden_size": 16, "num_validation_times": 1, "val_interval": 1, "num_pictures": 0,
         },
         ("inference",): {"ckpt_path": weights, "output_dir": out / "o", "num_samples": 1, "num_inference_steps": 2},
         ("export",): {"ckpt_path": weights, "output_path": out / "e.pt"},
-        ("evaluate",): {**evaluate, **few},
+        ("evaluate",): {**evaluate, **quick},
         ("evaluate", "wscore"): {**evaluate, "num_steps": 1, "batch_size": 1, "critic_channels": [2], "num_seeds": 1},
         ("evaluate", "sampling_sweep"): {
             "real_dir": real, "output_dir": out / "report", "checkpoints": {"a": str(weights)}, "num_samples": 2,
-            "num_inference_steps": [1], "device": "cpu", **few,
+            "num_inference_steps": [1], "device": "cpu", **quick,
         },
         ("review",): {**_study(world), "output_dir": out / "study"},
         ("review_score",): {
             "answers": world / "answers", "key_file": world / "study.key.json", "output_dir": out / "score",
             "num_bootstrap": 4,
         },
+        ("view",): {
+            "source_dir": world / "generated", "beside_dir": real, "output_dir": out / "view", "max_volumes": 1,
+        },
+        ("export_dicom",): {"source_dir": world / "sampled", "output_dir": out / "dicom"},
         ("preprocess",): {"source_dir": real, "dataset_dir": out / "d", "size": 16, "spacing": 20, "num_workers": 0},
     }  # fmt: skip
 
@@ -137,24 +144,27 @@ def _run_as_a_command(stack, settings, folder, output):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(13))
-def test_every_setting_answers_every_value(number, world, tmp_path):
-    stack, good = list(commands(world, tmp_path).items())[number]
+@pytest.mark.parametrize("stack", commands(Path(), Path()), ids="+".join)
+def test_every_setting_answers_every_value(stack, world, tmp_path):
+    good = commands(world, tmp_path)[stack]
     for file in config_files(*stack):
         parsed(file)
+    started = time.monotonic()
     assert outcome(stack, good, tmp_path / "good") == "made"
+    print(f"good: {time.monotonic() - started:.1f} s", flush=True)
     parser = ConfigParser()
     parser.read_config(config_files(*stack))
     described, counts, faults = described_settings(parser.config), Counter(), []
     used = reached(parser.config) - UNTOUCHED
     for name in [name for name in described if name in used]:
         for index, value in enumerate(VALUES):
-            out = tmp_path / f"{name}{index}"
-            _, settings = list(commands(world, out).items())[number]
-            ended = outcome(stack, {**settings, name: value}, out)
+            out, began = tmp_path / f"{name}{index}", time.monotonic()
+            ended = outcome(stack, {**commands(world, out)[stack], name: value}, out)
             counts[ended if ended in ("made", "refused") else "fault"] += 1
             if ended == "made" and not _allowed(described[name].kind, value):
                 ended = "taken silently"
+            if os.environ.get("MATRIX_TIMES"):
+                print(f"T {name}={str(value)[:30]!r} {ended[:20]} {time.monotonic() - began:.2f}", flush=True)
             if ended not in ("made", "refused"):
                 faults.append(f"{name}={value!r}: {ended}")
                 print(faults[-1], flush=True)

@@ -24,6 +24,7 @@ from scripts.training import (
     TrainingCheckpoint,
     checkpoints,
     claim_folder,
+    require_epochs,
 )
 
 # handlers
@@ -186,7 +187,7 @@ def run_with_checkpoints(folder, network, losses, keep=2):
 
     trainer = Engine(step)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
-    claim_folder(folder, "local", 100)
+    claim_folder(folder, "local")
     LossCSV(folder / "local_losses.csv", optimizer, evaluator, ("noise", "signal")).attach(trainer)
     TrainingCheckpoint(str(folder), "local", network, average, optimizer, evaluator, {"stage": "local"}, keep).attach(
         trainer
@@ -286,7 +287,7 @@ def test_without_a_whole_checkpoint_nothing_is_overwritten(tmp_path, one_line):
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path):
-    claim_folder(tmp_path, "local", 100)
+    claim_folder(tmp_path, "local")
     (tmp_path / "local.pt").write_bytes(b"of its first epoch")
     release(tmp_path, "local")  # as when its process dies
     run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0])
@@ -309,7 +310,7 @@ def test_the_log_begins_with_the_first_step_or_with_a_validation_that_was_left(t
 
 def test_a_new_run_that_came_to_nothing_leaves_no_mark(tmp_path):
     for file, kept in ((None, []), ("local.pt", [".local.begun", "local.pt"])):
-        claim_folder(tmp_path, "local", 100)
+        claim_folder(tmp_path, "local")
         release(tmp_path, "local")
         if file:
             (tmp_path / file).touch()
@@ -320,12 +321,11 @@ def test_a_new_run_that_came_to_nothing_leaves_no_mark(tmp_path):
 def test_a_shorter_run_is_refused_before_it_loads_anything(tmp_path, one_line):
     run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0, 1.0])
     with pytest.raises(ValueError) as raised:
-        claim_folder(tmp_path, "local", 1)
+        require_epochs(tmp_path, "local", 1)
     one_line(raised, "max_epochs is 1", "trained to epoch 2", "more than 2")
-    claim_folder(tmp_path, "local", 2)
+    require_epochs(tmp_path, "local", 2)
     (tmp_path / "local_checkpoint_epoch=9.pt").write_bytes(b"half")  # it will be set aside
-    claim_folder(tmp_path, "local", 2)
-    release(tmp_path, "local")
+    require_epochs(tmp_path, "local", 2)
 
 
 @pytest.mark.parametrize(

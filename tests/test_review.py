@@ -291,7 +291,7 @@ def test_pictures_are_optional(made, scored, tmp_path):
     assert len(results["marks"]) == 3 and "3 of them have no picture" in page and "<img" not in page
     _, page = score(tmp_path / "answers", key, tmp_path / "score", study_dir=made[0])
     assert page.count("<img") == 3
-    with assert_refused("study_dir", "is no folder"):
+    with assert_refused("study_dir must be a folder that exists"):
         score(tmp_path / "answers", key, tmp_path / "score", study_dir=tmp_path / "nowhere")
 
 
@@ -344,7 +344,7 @@ def test_bad_keys_and_places_are_refused(made, tmp_path):
     answers = write_answers(tmp_path / "answers", made[1], say)
     with assert_refused("Ana.json is no key of a reader study"):
         score(answers, answers / "Ana.json", tmp_path / "score")
-    with assert_refused("nowhere.json cannot be read: No such file"):
+    with assert_refused("key_file must be a file that exists", "nowhere.json"):
         score(answers, tmp_path / "nowhere.json", tmp_path / "score")
     with assert_refused("answers must be a folder or file that exists", "nowhere"):
         score(tmp_path / "nowhere", made[0].with_name("study.key.json"), tmp_path / "score")

@@ -21,6 +21,7 @@ from scripts.settings.kinds import (
     FILE,
     FILE_OR_HUB,
     FOLDER,
+    INPUT,
     INPUT_FILE,
     INPUT_FOLDER,
     INPUTS,
@@ -121,6 +122,22 @@ def test_defaults_are_allowed_and_have_an_effect(stack, tmp_path, monkeypatch):
         assert set(described) - reached(parser.config) == set()
 
 
+OTHER_READ = {"export": "ckpt_path", "export_dicom": "source_dir", "preprocess": "source_dir", "import_official": "official_ckpt"}
+
+
+@pytest.mark.parametrize("stack", STACKS, ids="+".join)
+def test_what_is_read_has_to_be_there(stack):
+    parser = merged(stack)
+    read = [*parser.config.get("places", {}).get("read", []), OTHER_READ.get(stack[0])]
+    read = parser["read_places"] if "read_places" in parser else read
+    described = described_settings(parser.config)
+    names = set(read) & set(described) - {"local_ckpt"}  # which stage 1 makes, as its error says
+    assert names
+    for name in names:
+        with pytest.raises(ValueError):
+            described[name].kind.convert("nowhere")
+
+
 WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**31), 10**31, {"a": [1]}, object())
 
 
@@ -159,6 +176,7 @@ WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**31), 10**31, {
             [[], None, "none", [".", "none"]],
         ),
         (INPUT_FILE, {__file__: __file__, ".": "."}, ["none", "", None]),  # what lies in a folder is told later
+        (INPUT, {".": ".", __file__: __file__}, ["none", "", None]),
         (INPUT_FOLDER, {".": "."}, ["none", __file__, "", None]),
         (FILE_OR_HUB, {"hub": "hub", __file__: __file__}, ["none", "Hub"]),
         (NAME, {"local": "local", 7: "7", "a.b-c": "a.b-c"}, ["a/b", "a\\b", ".hidden", "n" * 101, "", None]),
@@ -221,6 +239,11 @@ def refusal(stack, monkeypatch, *words, **settings):
             ("preprocess",),
             {"source_dir": "x", "dataset_dir": "y", "size": 1.5},
             ["size must be one or three whole numbers from 8", "1.5"],
+        ),
+        (
+            ("train", "finetune"),
+            {"local_window": 2, "finetune_from": __file__},
+            ["local_window must be 0 in this stage", "got 2"],
         ),
         (("wscore",), {"lr": 1.0}, ["wscore.yaml is an overlay of evaluate.yaml"]),
         (("train",), {"init_id": "a.yaml"}, ["a.yaml is no init_id of the config", "several config files"]),

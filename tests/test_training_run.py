@@ -8,7 +8,7 @@ from ignite.engine import Engine, Events
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.training import TrainingProgress, monitoring, run_length
+from scripts.training import TrainingProgress, monitoring, require_memory, run_length
 
 
 @pytest.mark.parametrize("batches", [1, 2, 23, 62, 919, 5000])
@@ -123,3 +123,12 @@ def test_tensorboard_shows_pictures_and_learning_rate_beside_the_losses(pictured
     assert [one.step for one in board.Images("denoised and sampled")] == [
         int(row["step"]) for row in losses(pictured, "model")
     ]
+
+
+def test_what_the_memory_cannot_hold_is_refused_before_it_is_taken(one_line):
+    with torch.device("meta"):
+        network = torch.nn.Linear(10**5, 10**6)  # 400 GB
+    with pytest.raises(ValueError) as raised:
+        require_memory(network, "cpu")
+    one_line(raised, "takes 1,600 GB", "optimiser", "lower hidden_size")
+    require_memory(torch.nn.Linear(2, 2), "cpu")

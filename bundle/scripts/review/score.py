@@ -65,8 +65,6 @@ class ReviewScore:
         self.key = read_key(key_file)
         self.answers = gather(answer_files([answers] if isinstance(answers, str) else answers), self.key, incomplete)
         self.study_dir = Path(study_dir if study_dir is not None else str(key_file).removesuffix(KEY_SUFFIX))
-        if study_dir is not None and not self.study_dir.is_dir():
-            raise ValueError(f"study_dir {study_dir} is no folder")
         self.num_bootstrap, self.seed = num_bootstrap, seed
         self.readings = self.answers.readings(self.key.synthetic)
         for kind, synthetic in KINDS.items():

@@ -57,8 +57,6 @@ def view_folders(
 
 
 def _nifti_files(setting: str, folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise ValueError(f"{setting} {folder} is no folder")
     found = sorted(path for path in list_files([folder], Counter()) if path.lower().endswith(_SUFFIXES))
     if not found:
         raise ValueError(f"{setting} {folder} holds no NIfTI file")

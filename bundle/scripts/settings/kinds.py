@@ -240,6 +240,7 @@ FILE_OR_HUB = Kind(
     "a file that exists, or hub",
     verbatim=True,
 )
+INPUT = Kind(Annotated[_PATH, AfterValidator(_file_there)], "a file or folder that exists", verbatim=True)
 INPUTS = Kind(
     _list(Annotated[_PATH, AfterValidator(_file_there)], 1, None, _listed),
     "a folder or file that exists, or several, such as \"['a','b']\"",

@@ -1,6 +1,6 @@
 """Training of both stages with MONAI's engines."""
 
-from .checkpoints import TrainingCheckpoint, claim_folder
+from .checkpoints import TrainingCheckpoint, claim_folder, require_epochs
 from .handlers import EMAWarmUp, EpochSeed, FrozenAverage, GradientGuard, LearningRateSchedule
 from .high_resolution import high_resolution_grid, high_resolution_network
 from .length import run_length, tell_length
@@ -25,7 +25,7 @@ from .objectives import (
     numbers_of,
     sum_of_terms,
 )
-from .opening import TrainingStep, end_plan, tell_data, tell_time, tell_weights
+from .opening import TrainingStep, end_plan, require_memory, tell_data, tell_time, tell_weights
 from .pictures import TrainingPictures
 from .stages import data_of, parameters_to_train, require_grid, start_from, with_frozen_local, with_frozen_residual
 from .tracking import require_mlflow

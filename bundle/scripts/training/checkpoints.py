@@ -35,23 +35,19 @@ def checkpoints(ckpt_dir: Union[str, Path], prefix: str) -> list[Path]:
     return [found[epoch] for epoch in sorted((epoch for epoch in found if epoch.isdecimal()), key=int)]
 
 
-def claim_folder(ckpt_dir: Union[str, Path], name: str, max_epochs: int) -> None:
+def claim_folder(ckpt_dir: Union[str, Path], name: str) -> None:
     """Lets one run at a time train a stage in a folder, and keeps a finished training's files from a new run.
 
     Args:
         ckpt_dir: folder that is there.
         name: 'local' for stage 1, 'model' for stage 2.
-        max_epochs: of the run.
 
     Raises:
-        ValueError: in one line, when another run is there, files of a run that no checkpoint continues, or a checkpoint
-            of a longer run.
+        ValueError: in one line, when another run is there, or files of a run that no checkpoint continues.
     """
     hold(ckpt_dir, "ckpt_dir", name)
     remove_leftovers(ckpt_dir)
-    kept = checkpoints(ckpt_dir, name)
-    if kept:
-        _require_epochs(kept[-1], max_epochs)
+    if checkpoints(ckpt_dir, name):
         return
     begun = _begun(ckpt_dir, name)
     there = _results(ckpt_dir, name)
@@ -75,6 +71,22 @@ def _unclaim(ckpt_dir: Union[str, Path], name: str) -> None:
     """Takes the mark of a new run away where it came to nothing."""
     if not _results(ckpt_dir, name):
         _begun(ckpt_dir, name).unlink(missing_ok=True)
+
+
+def require_epochs(ckpt_dir: Union[str, Path], name: str, max_epochs: Optional[int]) -> None:
+    """Refuses to continue a training that is longer already.
+
+    Args:
+        ckpt_dir: of the run.
+        name: 'local' for stage 1, 'model' for stage 2.
+        max_epochs: of the run; None where it is not known yet.
+
+    Raises:
+        ValueError: in one line, when the newest checkpoint is of a later epoch.
+    """
+    kept = checkpoints(ckpt_dir, name)
+    if kept:
+        _require_epochs(kept[-1], max_epochs)
 
 
 def _require_epochs(newest: Path, max_epochs: Optional[int]) -> None:

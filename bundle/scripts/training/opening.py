@@ -79,10 +79,7 @@ class TrainingStep:
             flops, peak = self._counted(batch_size, FakeTensorMode(allow_non_fake_inputs=True))
         except DataDependentOutputException:
             flops, peak = (batch_size * number for number in self._counted(1, None))
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.objective.parameters()]
-        total, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
-        states = 4 * (2 * total + 2 * trained)  # weights and their average, AdamW's two; gradients are among the step's
-        return {"tflop": flops / 1e12, "gb": (states + peak) / GB}
+        return {"tflop": flops / 1e12, "gb": (_state_bytes(self.objective) + peak) / GB}  # gradients are in the peak
 
     def _counted(self, batch_size: int, fake: Optional[FakeTensorMode]) -> tuple[float, float]:
         """Operations of a step, and bytes at its peak."""
@@ -101,6 +98,11 @@ class TrainingStep:
         return flops.get_total_flops(), held + peak.peak
 
 
+def _state_bytes(network: nn.Module) -> int:
+    """What a checkpoint holds, and the memory from step to step: weights and their average, AdamW's two of those trained."""
+    return sum(4 * one.numel() * (4 if one.requires_grad else 2) for one in network.parameters())
+
+
 def tell_data(datalist: dict[str, list[dict[str, Any]]], quiet: bool = False) -> None:
     """Warns of a data set that is too small to learn from, or that validates on what it trains on.
 
@@ -116,6 +118,24 @@ def tell_data(datalist: dict[str, list[dict[str, Any]]], quiet: bool = False) ->
     if len(training) < FEW_VOLUMES:
         only = f"only {count(len(training), 'training volume')}"
         print(f"warning: {only}: the generator will repeat what it has seen", file=sys.stderr)
+
+
+def require_memory(network: nn.Module, device: Union[str, torch.device]) -> None:
+    """Refuses to train what the memory cannot hold, before it is full and the system ends this process, or another one.
+
+    Args:
+        network: to train.
+        device: where.
+
+    Raises:
+        ValueError: in one line, when weights, average and optimiser alone are more than the memory.
+    """
+    needed, there = _state_bytes(network), memory_bytes(device)
+    if there is not None and needed > there:
+        raise ValueError(
+            f"training a network of these sizes takes {needed / GB:,.0f} GB for weights, their average and the optimiser "
+            f"alone, but there are {there / GB:,.0f} GB; lower hidden_size, depth or the patches"
+        )
 
 
 def tell_time(step: TrainingStep, num_steps: int, ckpt_dir: str, name: str, quiet: bool = False) -> None:
@@ -146,12 +166,10 @@ def end_plan(step: TrainingStep, num_steps: int, keep: int, ckpt_dir: str) -> No
         ckpt_dir: of the weights.
     """
     needs = step.needs(step.batch_size)
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in step.objective.parameters()]
-    checkpoint = sum(4 * size * (4 if trains else 2) for size, trains in sizes)  # weights, their average, AdamW's two
     there = memory_bytes(step.device)
     tell_needs(
         f"{needs['gb']:.2g} GB of {step.device.type.upper()} memory" + (f" of {there / GB:.0f} GB" if there else ""),
-        checkpoint * (keep + 1) + sum(4 * size for size, _ in sizes),
+        _state_bytes(step.objective) * (keep + 1) + sum(4 * one.numel() for one in step.objective.parameters()),
         ckpt_dir,
         f"{needs['tflop']:.2g} TFLOP a step, {needs['tflop'] * num_steps / 1000:.2g} PFLOP in all (calculated)",
     )

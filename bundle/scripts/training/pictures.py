@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.pictures import LUNG_WINDOW
 from ..data.transforms import three
-from ..files import whole_file
+from ..files import remove_leftovers, whole_file
 from ..inferers.generator import DiffusionGenerator, Item
 from ..inferers.inferer import autocast
 from ..networks.base import DenoisingNetwork
@@ -73,6 +73,7 @@ class TrainingPictures:
         self.num_samples, self.bf16, self.drawn = num_samples, bf16, 0
 
     def attach(self, engine: Engine) -> None:
+        remove_leftovers(Path(self.pictures).parent)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self)  # the last validation may come after the last epoch
 
@@ -83,7 +84,6 @@ class TrainingPictures:
         self.drawn = engine.state.epoch
         device = next(self.network.parameters()).device
         path = picture_path(self.pictures, self.drawn)
-        path.parent.mkdir(parents=True, exist_ok=True)
         with autocast(device, self.bf16):
             rows = self.denoised(device) + self.sampled()
         title = f"{path.stem}, step {engine.state.iteration}: coronal slices, lung window"
