@@ -329,3 +329,9 @@ def test_dots_stand_where_their_numbers_are():
     assert low - middle == pytest.approx((middle - high) / 7, rel=1e-3)
     bars = [one.get("d").split() for one in elements.iter("path") if "stroke-width: 1.8" in one.get("style", "")]
     assert [float(bar[2]) for bar in bars] == pytest.approx([middle], abs=1e-3)
+
+
+@pytest.mark.parametrize("log_y", [True, False])
+@pytest.mark.parametrize(("x", "y"), [([1.0], [2.0]), ([], []), ([1.0, 2.0], [0.0, 0.0])])
+def test_plots_of_few_numbers(x, y, log_y):
+    assert "nan" not in line_plot({"real": (x, y)}, "x", "y", log_y=log_y)

@@ -116,6 +116,42 @@ def test_nothing_is_left_of_a_study_that_was_broken_off(folder, tmp_path, monkey
     assert not [path for path in folder.iterdir() if "broken" in path.name]
 
 
+def test_a_study_that_a_kill_left_unfinished_is_finished_by_the_same_command_alone(made, tmp_path):
+    """What is there when a run is killed between its last renames; its key may be of another study that was finished."""
+
+    def left(reader, key):
+        folder = tmp_path / "study"
+        for place in (folder, folder / ".unfinished" / "Ben", folder / "Ana" if reader else folder):
+            place.mkdir(parents=True, exist_ok=True)
+        (folder / ".prdit.lock").touch()
+        if key:
+            (tmp_path / "study.key.json").write_text(json.dumps(key))
+        return folder
+
+    def removed():
+        for path in (tmp_path / "study.key.json", tmp_path / "study"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    sources = {"real_dir": made[0].parent / "real", "generated_dir": made[0].parent / "generated"}
+    for reader, key in ((False, None), (False, made[1]), (True, made[1])):
+        left(reader, key)
+        _, again = make_study(tmp_path, **sources)
+        assert {**again, "made": ""} == {**made[1], "made": ""}
+        assert sorted(path.name for path in (tmp_path / "study").iterdir()) == READERS
+        for reader in READERS:
+            assert len(list((tmp_path / "study" / reader / "cases").iterdir())) == 7
+        removed()
+    for reader, key, said in (
+        (True, None, "is not empty"),
+        (False, {**made[1], "key_of_study": "another"}, "study.key.json is there already"),
+        (False, {}, "study.key.json is there already"),
+    ):
+        left(reader, key or {"mine": 1} if key is not None else None)
+        with assert_refused(said):
+            make_study(tmp_path, **sources)
+        removed()
+
+
 def test_phantoms_stand_in_for_real_cases_and_only_the_organiser_is_told(folder, capsys):
     place, key = make_study(folder, "phantoms", real_dir=None, readers=1, trial_case=False)
     assert key["real"] == "phantoms" and "phantoms, not patients" in key["notes"][0] and key["trial"] is None

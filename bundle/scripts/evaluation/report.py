@@ -129,6 +129,7 @@ def _figures(results: Mapping[str, Any], records: Mapping[str, Records]) -> list
 
 def _histogram(records: Records, low: float, width: int = 10) -> tuple[np.ndarray, np.ndarray]:
     counts = records["histogram"].double().sum(0).numpy()
+    width = min(width, len(counts))
     counts = counts[: len(counts) // width * width].reshape(-1, width).sum(1)
     return low + width * (np.arange(len(counts)) + 0.5), counts / counts.sum() / width
 

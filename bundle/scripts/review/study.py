@@ -23,13 +23,14 @@ from ..evaluation.volume_sets import VolumeSet, check_sets, generated_sets, hash
 from ..files import hold, release, write_json
 from ..stops import stoppable
 from ..version import VERSION
+from .answers import read_key
 from .blinding import features_of, find_leaks, telling_features
 from .cases import steps_for
 from .viewer import write_reader_page, write_volume_script
 
 TRIAL = "case_000"
 _UNFINISHED = ".unfinished"
-_OURS = {_UNFINISHED, ".prdit.lock"}  # what a run that was killed leaves behind
+_OURS = {_UNFINISHED, ".prdit.lock"}  # at least one is there until a study is finished, and after a kill
 _UNSAFE = re.compile(r'[\\/:*?"<>|\x00-\x1f]|^[.\s]|[.\s]$')  # in names of folders, on any system
 
 
@@ -125,8 +126,9 @@ class ReaderStudy:
         key_file: Optional[str],
     ) -> None:
         self.folder, self.key_path = Path(os.path.abspath(output_dir)), key_path(output_dir, key_file)
-        self._require_new()
         self.readers, self.title, self.window, self.seed = reader_names(readers), title, list(window), seed
+        self.was_killed = any((self.folder / name).exists() for name in _OURS)
+        self._require_new()
         sets = [real_set(real_dir, real_section, num_cases + int(trial_case)), *generated_sets(generated_dir, None)]
         check_sets(sets)
         self.sets, with_trial = chosen(sets, num_cases, trial_case, seed)
@@ -153,15 +155,23 @@ class ReaderStudy:
         )
         self.orders = {reader: self._shuffled(range(len(self.volumes)), f"reader {reader}") for reader in self.readers}
 
-    def _require_new(self) -> None:
-        if self.key_path.exists():
+    def _require_new(self, study: Optional[str] = None) -> None:
+        """Refuses to replace anything but the same study, None where it is not known yet, that a kill left unfinished."""
+        if self.key_path.exists() and not (self.was_killed and study in (None, self._study_of_key())):
             raise ValueError(f"key_file {self.key_path} is there already; choose another output_dir or key_file")
-        if self.folder.exists() and not (self.folder.is_dir() and {one.name for one in self.folder.iterdir()} <= _OURS):
+        ours = _OURS | set(self.readers if self.was_killed and self.key_path.exists() else [])
+        if self.folder.exists() and not (self.folder.is_dir() and {one.name for one in self.folder.iterdir()} <= ours):
             raise ValueError(f"output_dir {self.folder} is not empty; choose another one: readers may work in this one")
         if self.folder == self.key_path or self.folder in self.key_path.parents:
             raise ValueError(f"key_file {self.key_path} lies among the readers' folders; keep it elsewhere")
         require_writable(self.folder.parent, "output_dir")
         require_writable(self.key_path.parent, "key_file")
+
+    def _study_of_key(self) -> str:
+        """The id of the study whose key is there; nothing where it is another file."""
+        with suppress(ValueError):
+            return read_key(self.key_path).study
+        return ""
 
     def _rng(self, purpose: str) -> np.random.Generator:
         return np.random.default_rng(list(hashlib.sha256(f"{purpose} {self.secret}".encode()).digest()))
@@ -191,7 +201,7 @@ class ReaderStudy:
         """Writes the key and the folders; checks that they are blind; says what the organiser has to know."""
         self.folder.mkdir(exist_ok=True)
         hold(self.folder, "output_dir")
-        self._require_new()  # while nobody else can write there
+        self._require_new(self.study)  # while nobody else can write there
         staging = self.folder / _UNFINISHED
         shutil.rmtree(staging, ignore_errors=True)
         try:
@@ -206,6 +216,7 @@ class ReaderStudy:
             notes = self._notes(features)
             write_json(self.key_path, self.key(notes), private=True)
             for reader in self.readers:
+                shutil.rmtree(self.folder / reader, ignore_errors=True)  # the same, of a run that was killed
                 (staging / reader).replace(self.folder / reader)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
