@@ -124,6 +124,7 @@ def test_a_study_that_a_kill_left_unfinished_is_finished_by_the_same_command_alo
         for place in (folder, folder / ".unfinished" / "Ben", folder / "Ana" if reader else folder):
             place.mkdir(parents=True, exist_ok=True)
         (folder / ".prdit.lock").touch()
+        (tmp_path / ".prdit-1.part").touch()  # of the key
         if key:
             (tmp_path / "study.key.json").write_text(json.dumps(key))
         return folder
@@ -138,6 +139,7 @@ def test_a_study_that_a_kill_left_unfinished_is_finished_by_the_same_command_alo
         _, again = make_study(tmp_path, **sources)
         assert {**again, "made": ""} == {**made[1], "made": ""}
         assert sorted(path.name for path in (tmp_path / "study").iterdir()) == READERS
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["study", "study.key.json"]
         for reader in READERS:
             assert len(list((tmp_path / "study" / reader / "cases").iterdir())) == 7
         removed()

@@ -122,7 +122,12 @@ def test_defaults_are_allowed_and_have_an_effect(stack, tmp_path, monkeypatch):
         assert set(described) - reached(parser.config) == set()
 
 
-OTHER_READ = {"export": "ckpt_path", "export_dicom": "source_dir", "preprocess": "source_dir", "import_official": "official_ckpt"}
+OTHER_READ = {
+    "export": "ckpt_path",
+    "export_dicom": "source_dir",
+    "preprocess": "source_dir",
+    "import_official": "official_ckpt",
+}
 
 
 @pytest.mark.parametrize("stack", STACKS, ids="+".join)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..errors import require_writable
 from ..evaluation.volume_sets import VolumeSet, check_sets, generated_sets, hash_volumes, real_set
-from ..files import hold, release, write_json
+from ..files import hold, release, remove_leftovers, write_json
 from ..stops import stoppable
 from ..version import VERSION
 from .answers import read_key
@@ -201,6 +201,7 @@ class ReaderStudy:
         """Writes the key and the folders; checks that they are blind; says what the organiser has to know."""
         self.folder.mkdir(exist_ok=True)
         hold(self.folder, "output_dir")
+        remove_leftovers(self.key_path.parent)
         self._require_new(self.study)  # while nobody else can write there
         staging = self.folder / _UNFINISHED
         shutil.rmtree(staging, ignore_errors=True)

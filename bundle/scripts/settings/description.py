@@ -265,7 +265,9 @@ _REVIEW = {
 _REVIEW_SCORE = {
     "answers": Setting(INPUTS, "files that the readers' pages exported, or a folder of them"),
     "key_file": Setting(INPUT_FILE, "that review.yaml wrote"),
-    "study_dir": Setting(maybe(INPUT_FOLDER), "review.yaml's output_dir, for pictures; null: KEY_FILE without .key.json"),
+    "study_dir": Setting(
+        maybe(INPUT_FOLDER), "review.yaml's output_dir, for pictures; null: KEY_FILE without .key.json"
+    ),
     "incomplete": Setting(
         choice("refuse", "leave_out"), "what to do with readers, cases and questions without an answer"
     ),
@@ -333,7 +335,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "evaluate": _EVALUATE,
     "view": {
         "source_dir": Setting(INPUT_FOLDER, "folder of NIfTI in HU, such as generated volumes"),
-        "beside_dir": Setting(maybe(INPUT_FOLDER), "another one, such as real volumes, to look at beside them, in step"),
+        "beside_dir": Setting(
+            maybe(INPUT_FOLDER), "another one, such as real volumes, to look at beside them, in step"
+        ),
         "output_dir": Setting(FOLDER, "where view.html is written, outside of source_dir and beside_dir"),
         "max_volumes": Setting(whole(1, 1000), "of each folder, the first by name"),
         "hu_window": Setting(WINDOW, "volumes that were clipped to it are HU, too", "HU"),
