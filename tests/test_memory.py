@@ -1,10 +1,17 @@
 """The calculated memory of sampling against the tensors that really live at one time."""
 
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from bundle_runs import CONFIGS
+from test_high_resolution import make_high
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.inferers import memory_plan, network_at_times, peak_gb
 from scripts.inferers.memory import FusedAttention, LiveBytes
@@ -12,6 +19,9 @@ from scripts.networks import Guidance, Guided, build_network, preset_settings
 from scripts.networks.high_resolution import override_settings
 from scripts.networks.residual_dit import Attention
 from scripts.schedulers import CosineSineScheduler
+from scripts.spaces import HUWindow
+from scripts.training import Refining, local_denoising
+from scripts.training.opening import TrainingStep
 
 SMALL = {"hidden_size": 48, "num_heads": 4, "depth": 4, "patch_size": 6, "stride": 4, "parametrization": "skip"}
 REFINED = {
@@ -130,3 +140,41 @@ def test_what_cannot_be_is_one_line(given, words, one_line):
     with pytest.raises(ValueError) as raised:
         memory_plan(settings_of("PRDiT-B/4", 256), bf16=True, **given)
     one_line(raised, *words)
+
+
+@pytest.mark.parametrize("kind", ["whole volumes", "windows", "refiner", "windows of a refiner"])
+def test_a_step_of_training_is_counted_as_it_runs(kind, make_network):
+    if "refiner" in kind:
+        objective = Refining(make_high(), CosineSineScheduler(), HUWindow(), 2 if "windows" in kind else 0)
+    else:
+        network = make_network(depth=0 if kind == "windows" else 2, patch_size=6, stride=4)
+        objective = local_denoising(network, CosineSineScheduler(), HUWindow(), 2 if kind == "windows" else 0)
+    step, sizes = TrainingStep(objective, [16] * 3, 8, "cpu"), [one.numel() for one in objective.parameters()]
+    before = torch.get_rng_state()
+    needs = step.needs(8)
+    assert torch.equal(before, torch.get_rng_state()) and all(one.grad is None for one in objective.parameters())
+    batch = step.batch(8)
+    with LiveBytes() as real, FlopCounterMode(display=False) as flops:
+        step.run(batch)
+    states = 4 * (2 * sum(sizes) + 2 * sum(one.numel() for one in objective.parameters() if one.requires_grad))
+    assert needs["tflop"] * 1e12 == pytest.approx(flops.get_total_flops(), rel=0.01) and needs["tflop"] > 0
+    assert needs["gb"] * 1e9 == pytest.approx(states + batch["image"].nbytes + real.peak, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["train", "--stage", "1", "--max_epochs", "1"], ["demo", "out", "--n", "1"]])
+def test_a_plan_is_what_the_process_takes(words, tmp_path):
+    """Of the defaults, on a CPU; a step of 64 volumes here, and the libraries."""
+    words += ["--num_phantoms", "64", "--num_validation_phantoms", "1"] if words[0] == "train" else []
+    code = "import resource, sys; sys.path.insert(1, sys.argv.pop(1)); import prdit; prdit.main()"
+    code += "; print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    command, env = [sys.executable, "-c", code, str(CONFIGS.parent)], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    texts = [
+        subprocess.run(
+            [*command, *more, *words], cwd=tmp_path, env=env, check=True, capture_output=True, text=True
+        ).stdout
+        for more in (["plan"], [])
+    ]
+    number, unit = re.search(r"needs ([\d.]+) (GB|MB) of memory", texts[0]).groups()
+    peak = int(re.search(r"peak (\d+)", texts[1])[1]) * 1024
+    assert float(number) * {"GB": 1e9, "MB": 1e6}[unit] == pytest.approx(peak, rel=0.3)

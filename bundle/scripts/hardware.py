@@ -59,6 +59,14 @@ def memory_bytes(device: Union[str, torch.device]) -> Optional[float]:
         return None
 
 
+def resident_bytes() -> float:
+    """Memory that this process has now; 0 where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE")) * int(Path("/proc/self/statm").read_text().split()[1])
+    except (AttributeError, ValueError, OSError):
+        return 0.0
+
+
 def free_disk(folder: Union[str, Path]) -> tuple[Path, float]:
     """Bytes that are free where a folder is, or would be made; and the part of its path that is there."""
     there = Path(folder).absolute()

@@ -6,18 +6,19 @@ import math
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, Optional, Sequence, Sized, Union
+from typing import Any, Mapping, NoReturn, Optional, Sequence, Sized, Union
 
 import torch
 from ignite.engine import Engine
 
 from ..data.transforms import three
-from ..hardware import CPU_ONLY, GB, device_name, free_disk, idle_gpu
+from ..hardware import CPU_ONLY, GB, device_name, free_disk, idle_gpu, memory_bytes, resident_bytes
 from ..words import bytes_in_words, count
 from .generator import DiffusionGenerator
-from .memory import peak_gb
+from .memory import RESERVED_GB, peak_gb
 from .store import VolumeStore
 
+PROGRAM = "Python and PyTorch"
 WORTH_A_PROBE = 40  # network calls; three of them are made to tell how long all will take
 
 
@@ -129,6 +130,7 @@ def end_plan(
     num_calls: int,
     precision: str,
     guided: bool,
+    device: Union[str, torch.device],
 ) -> NoReturn:
     """Prints what sampling needs of memory and disk, both calculated, and ends the process.
 
@@ -140,21 +142,55 @@ def end_plan(
         num_calls: network calls per volume.
         precision: 'bf16' or 'float32'.
         guided: with layer-skip guidance.
+        device: where it would run.
     """
     batch, chunk = memory["batch_size"], memory["chunk_tokens"]
+    held = resident_bytes()
     peak = peak_gb(settings["network"], grid, batch, chunk, precision == "bf16", num_calls, guided)
-    tell_needs(f"{peak:.2g} GB for weights and activations", store.most_bytes(math.prod(grid)), store.folder)
+    tell_needs(
+        device, {"weights and activations": peak * GB}, {PROGRAM: held}, store.most_bytes(math.prod(grid)), store.folder
+    )
     raise SystemExit(0)
 
 
-def tell_needs(memory: str, disk: float, folder: Union[str, Path], work: str = "") -> None:
-    """Prints what a run would need, and what there is."""
+def tell_needs(
+    device: Union[str, torch.device],
+    on_device: Mapping[str, float],
+    on_host: Mapping[str, float],
+    disk: float,
+    folder: Union[str, Path],
+    work: str = "",
+) -> None:
+    """Prints what a run would need, and what there is.
+
+    Args:
+        device: where it runs.
+        on_device: bytes of its memory by what they are for.
+        on_host: bytes of the memory of this machine; on a CPU they are added to those of the device.
+        disk: bytes that it writes.
+        folder: where to.
+        work: another line.
+    """
     place, free = free_disk(folder)
     if work:
         print(work)
-    print(f"needs {memory} (calculated), beside what Python and PyTorch take")
+    if torch.device(device).type == "cpu":
+        _tell_memory("memory", "cpu", {**on_device, **on_host})
+    else:
+        _tell_memory(f"memory on {device}", device, {**on_device, "the driver": RESERVED_GB * GB})
+        _tell_memory("memory of this machine", "cpu", on_host)
     print(f"writes at most {bytes_in_words(disk)} (calculated); {free / GB:.0f} GB are free in {place}")
     print("dry run: nothing was written")
+
+
+def _tell_memory(name: str, device: Union[str, torch.device], parts: Mapping[str, float]) -> None:
+    there = memory_bytes(device)
+    print(
+        f"needs {bytes_in_words(sum(parts.values()))} of {name} (calculated)"
+        + (f", there are {bytes_in_words(there)}" if there else "")
+        + ": "
+        + ", ".join(f"{bytes_in_words(number)} for {what}" for what, number in parts.items() if number >= 1e6)
+    )
 
 
 def voxels_in_words(grid: Sequence[int], size_mm: Union[float, Sequence[float]]) -> str:

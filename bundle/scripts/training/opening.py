@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..hardware import CPU_ONLY, GB, idle_gpu, memory_bytes
+from ..hardware import CPU_ONLY, GB, idle_gpu, memory_bytes, resident_bytes
 from ..inferers.memory import LiveBytes
-from ..inferers.opening import duration, tell_needs
+from ..inferers.opening import PROGRAM, duration, tell_needs
 from ..words import count
 from .checkpoints import checkpoints
 from .objectives import Objective, sum_of_terms
 
 FEW_VOLUMES = 20  # nothing was measured about it: with so few, each is seen hundreds of times
+_DRAWS = (torch.ops.aten.randint.default, torch.ops.aten.randint.low)
 _SMALL = 1.0  # seconds: a step of one volume that takes longer is not repeated with the whole batch
 
 
@@ -71,31 +72,33 @@ class TrainingStep:
         return time.monotonic() - start
 
     def needs(self, batch_size: int) -> dict[str, float]:
-        """'tflop' of a step, and 'gb' of tensors at its peak, both calculated: by a step without numbers in its tensors.
-
-        Where the step cannot do without numbers, since it cuts windows, by a real step of one volume, times the batch.
-        """
-        try:
-            flops, peak = self._counted(batch_size, FakeTensorMode(allow_non_fake_inputs=True))
-        except DataDependentOutputException:
-            flops, peak = (batch_size * number for number in self._counted(1, None))
+        """'tflop' of a step, and 'gb' of tensors at its peak, both calculated: by a step without numbers in its tensors."""
+        flops, peak = self._counted(batch_size)
         return {"tflop": flops / 1e12, "gb": (_state_bytes(self.objective) + peak) / GB}  # gradients are in the peak
 
-    def _counted(self, batch_size: int, fake: Optional[FakeTensorMode]) -> tuple[float, float]:
+    def _counted(self, batch_size: int) -> tuple[float, float]:
         """Operations of a step, and bytes at its peak."""
-        peak, devices = LiveBytes(), [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            batch = self.batch(batch_size)
+        fake, peak, batch = WithoutNumbers(allow_non_fake_inputs=True), LiveBytes(), self.batch(batch_size)
         held = sum({id(one): one.nbytes for one in tree_iter(batch) if isinstance(one, Tensor)}.values())
+        devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with FlopCounterMode(display=False) as flops, fake or nullcontext(), peak:
-                self.run(
-                    tree_map(lambda one: fake.from_tensor(one) if fake and isinstance(one, Tensor) else one, batch)
-                )
+            with torch.random.fork_rng(devices), FlopCounterMode(display=False) as flops, fake, peak:
+                self.run(tree_map(lambda one: fake.from_tensor(one) if isinstance(one, Tensor) else one, batch))
         finally:
             for parameter in self.objective.parameters():
                 parameter.grad = None
         return flops.get_total_flops(), held + peak.peak
+
+
+class WithoutNumbers(FakeTensorMode):
+    """Tensors have shapes alone, but for whole numbers that are drawn, and what is made of them: windows are cut there."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Optional[dict] = None) -> Any:
+        tensors = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
+        fake = any(isinstance(one, FakeTensor) or one.is_floating_point() for one in tensors)
+        if func in _DRAWS or tensors and not fake:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _state_bytes(network: nn.Module) -> int:
@@ -156,7 +159,9 @@ def tell_time(step: TrainingStep, num_steps: int, ckpt_dir: str, name: str, quie
     print(f"about {duration(seconds * num_steps)} of steps, {seconds:.2g} s each, and validation; -> {ckpt_dir}/")
 
 
-def end_plan(step: TrainingStep, num_steps: int, keep: int, ckpt_dir: str) -> NoReturn:
+def end_plan(
+    step: TrainingStep, num_steps: int, keep: int, ckpt_dir: str, datalist: dict[str, list[Any]], cache_gb: float
+) -> NoReturn:
     """Prints what training needs of memory and disk, both calculated, and ends the process.
 
     Args:
@@ -164,11 +169,20 @@ def end_plan(step: TrainingStep, num_steps: int, keep: int, ckpt_dir: str) -> No
         num_steps: of the run.
         keep: checkpoints that are kept.
         ckpt_dir: of the weights.
+        datalist: volumes, 'training' and 'validation'.
+        cache_gb: host memory for them, of which validation has a quarter more.
     """
+    volume = 4 * math.prod(step.grid)
+    cached = sum(
+        min(share * cache_gb * GB, volume * len(datalist[name]))
+        for name, share in (("training", 1), ("validation", 0.25))
+    )
+    host = {"cached volumes": cached, PROGRAM: resident_bytes()}
     needs = step.needs(step.batch_size)
-    there = memory_bytes(step.device)
     tell_needs(
-        f"{needs['gb']:.2g} GB of {step.device.type.upper()} memory" + (f" of {there / GB:.0f} GB" if there else ""),
+        step.device,
+        {"weights, optimiser and a step": needs["gb"] * GB},
+        host,
         _state_bytes(step.objective) * (keep + 1) + sum(4 * one.numel() for one in step.objective.parameters()),
         ckpt_dir,
         f"{needs['tflop']:.2g} TFLOP a step, {needs['tflop'] * num_steps / 1000:.2g} PFLOP in all (calculated)",
