@@ -93,11 +93,12 @@ class TrainingStep:
 class WithoutNumbers(FakeTensorMode):
     """Tensors have shapes alone, but for whole numbers that are drawn, and what is made of them: windows are cut there."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Optional[dict] = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         tensors = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
         fake = any(isinstance(one, FakeTensor) or one.is_floating_point() for one in tensors)
         if func in _DRAWS or tensors and not fake:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
