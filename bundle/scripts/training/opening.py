@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn, Optional, Sequence, Union
+from typing import Any, NoReturn, Sequence, Union
 
 import torch
 from torch import Tensor, nn
