@@ -113,7 +113,7 @@ def test_the_commands_of_the_readme_fit_each_other(prepare, tmp_path, write_nift
     status, folder, _ = prepare(tmp_path / "source", size=[32, 24, 32])
     network = {
         "hidden_size": 24, "num_heads": 4, "patch_size": 8, "stride": 8, "local_patch_size": 8, "local_stride": 8,
-        "local_window": 2, "batch_size": 2, "max_epochs": 1, "num_validation_times": 1, "warmup": 0, "num_pictures": 0,
+        "local_window": 2, "batch_size": 64, "max_epochs": 1, "num_validation_times": 1, "warmup": 0, "num_pictures": 0,
         "device": "$torch.device('cpu')", "ckpt_dir": tmp_path / "ckpt",
     }  # fmt: skip
     run("training", ["train"], **network, dataset_dir=folder)
@@ -121,6 +121,7 @@ def test_the_commands_of_the_readme_fit_each_other(prepare, tmp_path, write_nift
     assert "trains stage 1 (the local denoiser): " in told and " million parameters, in " in told
     assert f" on {device_name('cpu')}\n" in told and "TFLOP" not in told and f"-> {tmp_path / 'ckpt'}/" in told
     assert f"{tmp_path / 'ckpt' / 'local.pt'}: val_loss" in told
+    assert "1 step of 2 volumes, 1 epoch, on 2 training volumes; validates every epoch\n" in told  # all that there are
     assert status == 0 and "320 x 240 x 320 mm in 32 x 24 x 32 voxels of 10 mm; 0% of it is padding" in told
     data = read_settings(tmp_path / "ckpt" / "local.pt")["data"]
     assert (data["grid"], data["field_of_view_mm"]) == ([32, 24, 32], [320.0, 240.0, 320.0])

@@ -56,7 +56,8 @@ def tell_length(length: dict[str, int], volumes: int, batch_size: int, quiet: bo
     steps = length["max_epochs"] * length["epoch_length"]
     print(
         f"{count(steps, 'step')} of {count(batch_size, 'volume')}, {count(length['max_epochs'], 'epoch')}, on "
-        f"{count(volumes, 'training volume')}; validates every {count(length['val_interval'], 'epoch')}"
+        f"{count(volumes, 'training volume')}; validates every "
+        + ("epoch" if length["val_interval"] == 1 else count(length["val_interval"], "epoch"))
     )
     if steps < FEW_STEPS:
         print(
