@@ -35,7 +35,7 @@ from scripts.metrics import (  # quality.py has made the package known
     spectrum_error,
     wasserstein_distance,
 )
-from scripts.networks import build_high_resolution, network_from_checkpoint, read_settings
+from scripts.networks import build_high_resolution, network_from_checkpoint, read_card
 from scripts.networks.high_resolution import upsample_trilinear
 from scripts.schedulers import build_scheduler
 from scripts.spaces import HUWindow
@@ -184,7 +184,7 @@ def run_arms(args: argparse.Namespace, folder: Path) -> tuple[dict[str, np.ndarr
     )
     ckpt = {"upsampled": folder / "low" / "model.pt", "direct": folder / "direct" / "model.pt"}
     ckpt["high resolution"] = folder / "high_resolution" / "high_resolution.pt"
-    settings = {name: read_settings(ckpt[name])["network"] for name in ("upsampled", "high resolution")}
+    settings = {name: read_card(ckpt[name]).network for name in ("upsampled", "high resolution")}
     work = {"upsampled": two_stage_flop(settings["upsampled"], low, args, *epochs)}
     work["high resolution"] = work["upsampled"] + refiner_flop(settings["high resolution"], high, args)
     # the same network, at the high grid; its epochs fill the budget

@@ -29,7 +29,7 @@ from monai.bundle import run
 from quality import DISTANCE, PARTS, Scale, load_generated
 
 from scripts.metrics import Estimate
-from scripts.networks import read_settings  # quality.py has made the package known
+from scripts.networks import read_card  # quality.py has made the package known
 from scripts.pages import number
 from scripts.schedulers import SPACINGS, build_scheduler
 
@@ -104,7 +104,7 @@ def sample_and_measure(
 ) -> dict[str, Estimate]:
     """The numbers of one setting, from its folder where they are."""
     made_of = {name: getattr(args, name) for name in ("num_samples", "first_seed", "num_phantoms")}
-    made_of["weights"] = read_settings(args.ckpt_path)["sha256"]
+    made_of["weights"] = read_card(args.ckpt_path).sha256
     path = folder / f"metrics_{args.first_seed}.json"
     if path.is_file():
         stored = json.loads(path.read_text())
@@ -123,10 +123,10 @@ def sample_and_measure(
 
 def stored_scale(args: argparse.Namespace) -> Scale:
     """The phantoms' numbers, drawn once."""
-    data = read_settings(args.ckpt_path)["data"]
+    data = read_card(args.ckpt_path).data
     path = args.work_dir / f"phantoms_{args.num_phantoms}_{args.num_samples}.pkl"
     if not path.is_file():
-        scale = Scale(args.num_phantoms, args.num_samples, data["grid"], data["field_of_view_mm"])
+        scale = Scale(args.num_phantoms, args.num_samples, data.grid, data.field_of_view_mm)
         path.write_bytes(pickle.dumps(scale))
     return pickle.loads(path.read_bytes())
 

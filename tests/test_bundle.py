@@ -4,16 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import yaml
-from bundle_runs import DATA, TINY, assert_refused, losses, run, run_process, sample, train, training
+from bundle_runs import DATA, TINY, assert_refused, config_files, losses, run, run_process, sample, train, training
 
 from scripts.data import chest_phantom
 from scripts.inferers import save_volume
-from scripts.networks import read_settings
+from scripts.networks import read_card
 
 
 def test_two_stages_lower_the_validation_loss(trained):
@@ -32,9 +33,26 @@ def test_stage_2_stores_the_hash_of_stage_1_and_leaves_it_as_it_was(trained):
     assert all(torch.equal(model[name], value) for name, value in local.items())
 
 
-def test_stage_2_refuses_a_stage_1_that_does_not_fit(trained):
-    with assert_refused("local.pt", "patch size and stride"):
-        train(2, trained, local_stride=1, local_patch_size=3)
+@pytest.mark.parametrize("name", ["hidden_size", "num_heads", "patch_size", "local_stride", "parametrization", "norm"])
+def test_nobody_types_the_sizes_of_a_network_twice(name):
+    """Stage 2 and fine-tuning read them from the weights; typed once more they would not count, and are refused."""
+    for stack in (["train", "train_global"], ["train", "finetune"], ["train", "train_new_local"]):
+        if (stack[-1], name) == ("train_new_local", "local_stride"):
+            continue
+        with assert_refused(f"{name} has no effect with train.yaml + {stack[-1]}.yaml"):
+            monai.bundle.run("training", config_file=config_files(*stack), logging_file=False, **{name: 8})
+
+
+def test_the_first_weights_of_every_stage_are_those_of_the_seed(trained, tmp_path):
+    """Whatever has been drawn in the process before, and whatever a config reads first."""
+    found = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        ckpt_dir = tmp_path / str(number) / "ckpt"
+        shutil.copytree(trained / "ckpt", ckpt_dir, ignore=shutil.ignore_patterns("model*", "logs"))
+        train(2, tmp_path / str(number), max_epochs=1)
+        found.append(torch.load(ckpt_dir / "model.pt", weights_only=True))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_stage_2_does_not_continue_on_another_stage_1(trained, tmp_path):
@@ -55,8 +73,8 @@ def test_finetuning_starts_from_weights_and_trains_all_of_them(trained, tmp_path
     assert any(name.startswith("local.") for name in moved) and any(name.startswith("residual.") for name in moved)
     validated = json.loads((trained / "ckpt" / "model.json").read_text())["training"]["val_loss"]
     assert float(losses(tmp_path, "model")[0]["val_loss"]) < 1.2 * validated
-    with assert_refused("of another network"):
-        run("training", ["train", "finetune"], **{**settings, "hidden_size": 12, "finetune_from": start})
+    with assert_refused("finetune_from is needed"):
+        run("training", ["train", "finetune"], **settings)
 
 
 def copied(weights, folder):
@@ -77,7 +95,7 @@ def test_a_new_local_denoiser_trains_beside_the_transformer_of_weights(trained, 
     assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
     rows = losses(tmp_path, "model")
     assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
-    assert read_settings(mine)["residual_sha256"] == read_settings(start)["sha256"]
+    assert read_card(mine).residual_sha256 == read_card(start).sha256
     with assert_refused("another transformer than that of residual_ckpt"):
         copy = copied(mine, tmp_path / "copy")
         run("training", ["train", "train_new_local"], **{**settings, "max_epochs": 5}, residual_ckpt=copy)
@@ -105,10 +123,10 @@ def test_the_overlay_of_the_paper(tmp_path):
     for stage in (1, 2):
         stack, settings = training(stage, tmp_path)
         settings = {name: settings[name] for name in keep}
-        size = {"preset": "PRDiT-XS/1", "patch_size": 6, "stride": 4, "max_epochs": 1}
-        run("training", [*stack, "paper_128"], **settings, **size)
+        size = {"hidden_size": 24, "num_heads": 4, "patch_size": 6, "stride": 4} if stage == 1 else {}
+        run("training", [*stack, "paper_128"], **settings, **size, max_epochs=1)
     network = json.loads((tmp_path / "ckpt" / "model.json").read_text())["network"]
-    assert (network["hidden_size"], network["num_heads"], network["depth"]) == (192, 6, 1)
+    assert (network["hidden_size"], network["num_heads"], network["depth"]) == (24, 4, 4)
     assert network["local_patch_size"] is None and network["local_stride"] is None
 
 
@@ -151,7 +169,7 @@ def test_two_processes_train_as_one_and_write_once(tmp_path, monkeypatch):
         "objective": {
             "_target_": "scripts.training.HeldOut", "num_times": 2,
             "objective": {
-                "_target_": "scripts.training.Denoising", "network": "@device_network", "process": "@scheduler",
+                "_target_": "scripts.training.Denoising", "network": "@network_def", "process": "@scheduler",
                 "space": "@space", "bf16": False,
             },
         },
@@ -245,7 +263,6 @@ def test_a_refused_training_leaves_nothing_behind(tmp_path):
         ({"dataset_dir": "."}, "lies in dataset_dir, which is only read"),
         ({"local_patch_size": 5}, "patch_size - stride must be even"),
         ({"grid": [15, 16, 16], "local_window": 0}, "multiple of the stride 2"),
-        ({"preset": "PRDiT-Z/4"}, "preset must be"),
         ({"ckpt_dir": "/proc/nowhere"}, "ckpt_dir /proc/nowhere is not writable"),
     ],
 )
@@ -316,7 +333,6 @@ def test_stage_2_refuses_a_stage_1_of_other_data(trained, tmp_path, changed, fac
         ({"log_dir": "/proc/nowhere"}, "log_dir /proc/nowhere is not writable"),
         ({"grid": [4, 4, 4], "local_patch_size": 12, "local_stride": 2}, "too small for patch_size 12"),
         ({"compile": "maybe"}, "compile must be True or False"),
-        ({"finetuning": True}, "needs finetune_from"),
     ],
 )
 def test_settings_of_the_wrong_kind_are_refused(settings, fact, tmp_path):

@@ -5,15 +5,9 @@ import re
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from scripts.networks import (
-    build_prdit,
-    export_weights,
-    network_from_checkpoint,
-    read_settings,
-    save_weights,
-    sha256_of,
-)
+from scripts.networks import build_prdit, export_weights, network_from_checkpoint, read_card, save_weights, sha256_of
 from scripts.networks.checkpoint import load_strictly, load_tensors
 
 
@@ -75,11 +69,53 @@ def test_only_what_sees_the_time_alone_is_stored_in_fewer_bits(tmp_path, make_ne
 
 def test_settings_travel_with_the_weights(saved):
     network, path = saved
-    settings = read_settings(path)
-    assert settings == json.loads(path.with_suffix(".json").read_text())
-    assert settings["sha256"] == sha256_of(path)
-    assert settings["network"] == network.settings
-    assert settings["stage"] == "model" and settings["process"] == {"noise_std": 0.5}
+    card = read_card(path)
+    assert card.model_dump(by_alias=True, exclude_unset=True) == json.loads(path.with_suffix(".json").read_text())
+    assert card.sha256 == sha256_of(path) and card.path == path and card.kind == "prdit"
+    assert card.network == network.settings
+    assert card.facts == {"stage": "model", "process": {"noise_std": 0.5}}
+    with pytest.raises(ValidationError):
+        card.stage = "other"
+
+
+OLD = {
+    "the first ones": {"num_predictions", "attention", "mlp_ratio"},
+    "with T in the network": {"num_train_timesteps"},
+    "without a kind": {"kind"},
+}
+
+
+@pytest.mark.parametrize("form", OLD)
+def test_cards_of_earlier_versions_are_read(saved, form, make_volume):
+    """They have no schema and no kind, T in the network, or less of it, and one number for a grid."""
+    network, path = saved
+    description = path.with_suffix(".json")
+    content = json.loads(description.read_text())
+    del content["schema"]
+    for name in OLD[form] | {"kind"}:
+        content["network"].pop(name, None)
+    if form == "with T in the network":
+        content["network"]["num_train_timesteps"] = content["process"]["num_train_timesteps"] = 500
+    content["data"] = {"grid": 8, "field_of_view_mm": 320.0, "hu_window": [-1000, 1000]}
+    description.write_text(json.dumps(content))
+    card, x = read_card(path), make_volume(1, 1, 8, 8, 8)
+    assert (card.schema_version, card.kind, card.data.grid, card.data.intensity) == (1, "prdit", [8, 8, 8], "HU")
+    assert "num_train_timesteps" not in card.network
+    loaded = network_from_checkpoint(path).eval()
+    assert loaded.num_train_timesteps == card.num_train_timesteps == (500 if "T" in form else 1000)
+    assert torch.equal(loaded(x), network(x))  # at t = 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"), [({"schema": 2}, ["schema"]), ({"network": {"kind": "gan"}}, ["kind gan", "prdit"])]
+)
+def test_cards_of_later_versions_are_refused(saved, changed, words, one_line):
+    _, path = saved
+    description = path.with_suffix(".json")
+    description.write_text(json.dumps({**json.loads(description.read_text()), **changed}))
+    with pytest.raises(ValueError) as raised:
+        network_from_checkpoint(path)
+    one_line(raised, description, *words)
 
 
 def test_settings_that_change_no_weight_can_be_overridden(saved, make_volume):
@@ -215,7 +251,7 @@ def test_numbers_in_place_of_tensors_are_refused(make_network, one_line):
 def test_saving_over_weights_replaces_both_files(saved, tmp_path):
     _, path = saved
     network = build_prdit(24, 4, 0, patch_size=4, stride=2)
-    assert save_weights(network, path, {}) == sha256_of(path) == read_settings(path)["sha256"]
+    assert save_weights(network, path, {}) == sha256_of(path) == read_card(path).sha256
     assert network_from_checkpoint(path).residual is None
     assert sorted(item.name for item in tmp_path.iterdir()) == ["model.json", "model.pt"]
 
@@ -261,17 +297,9 @@ def test_a_deeply_nested_json_is_refused(saved, depth, one_line):
     one_line(raised, path.with_suffix(".json"))
 
 
-def test_a_grid_of_one_number_is_read_as_three(saved):
-    _, path = saved
-    description = path.with_suffix(".json")
-    data = {"grid": 8, "field_of_view_mm": 320.0, "hu_window": [-1000, 1000]}
-    description.write_text(json.dumps({**json.loads(description.read_text()), "data": data}))
-    assert read_settings(path)["data"]["grid"] == [8, 8, 8]
-
-
 def test_a_part_that_a_run_needs_is_asked_for(saved, one_line):
     with pytest.raises(ValueError) as raised:
-        read_settings(saved[1], required=["data"])
+        read_card(saved[1], required=["data"])
     one_line(raised, saved[1].with_suffix(".json"), "data")
 
 

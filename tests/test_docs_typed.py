@@ -37,8 +37,6 @@ TINY = {
     "preprocess": {"size": 32, "spacing": 10, "num_workers": 1},
     "train": {**NETWORK, "depth": 0},
     "train_global": {"depth": 3},
-    "finetune": {"depth": 3},
-    "train_new_local": {"depth": 3},
     "train_high_resolution": {**HIGH, "max_epochs": 1},
     "inference": {"num_inference_steps": 2, "num_samples": 2},
     "evaluate": {

@@ -9,7 +9,7 @@ from bundle_runs import assert_refused, run, sample
 
 from scripts.data import ct_datalist, fit_volumes, require_little_padding
 from scripts.hardware import device_name
-from scripts.networks import read_settings
+from scripts.networks import read_card
 
 PHANTOMS = {"training": [{"image": 0}], "validation": [{"image": 1}]}
 
@@ -123,11 +123,11 @@ def test_the_commands_of_the_readme_fit_each_other(prepare, tmp_path, write_nift
     assert f"{tmp_path / 'ckpt' / 'local.pt'}: val_loss" in told
     assert "1 step of 2 volumes, 1 epoch, on 2 training volumes; validates every epoch\n" in told  # all that there are
     assert status == 0 and "320 x 240 x 320 mm in 32 x 24 x 32 voxels of 10 mm; 0% of it is padding" in told
-    data = read_settings(tmp_path / "ckpt" / "local.pt")["data"]
-    assert (data["grid"], data["field_of_view_mm"]) == ([32, 24, 32], [320.0, 240.0, 320.0])
+    data = read_card(tmp_path / "ckpt" / "local.pt").data
+    assert (data.grid, data.field_of_view_mm) == ([32, 24, 32], [320.0, 240.0, 320.0])
     second = {**network, "local_window": 0, "depth": 1}
     run("training", ["train", "train_global"], **second, dataset_dir=folder)
-    assert read_settings(tmp_path / "ckpt" / "model.pt")["data"] == data
+    assert read_card(tmp_path / "ckpt" / "model.pt").data == data
     with assert_refused("is a folder: give the weights in it", "model.pt"):
         sample(ckpt_path=tmp_path / "ckpt", num_samples=1, num_inference_steps=1, output_dir=tmp_path / "out")
     sample(ckpt_path=tmp_path / "ckpt" / "model.pt", num_samples=1, num_inference_steps=1, output_dir=tmp_path / "out")

@@ -9,7 +9,7 @@ from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import RFlowScheduler
 
 from scripts.interop import import_official, network_from_official
-from scripts.networks import read_settings
+from scripts.networks import read_card
 from scripts.schedulers import CosineSineScheduler, FlowMatchingScheduler, build_scheduler
 from scripts.spaces import HUWindow
 from scripts.training import Denoising
@@ -160,7 +160,7 @@ def test_official_velocity_networks_get_their_process(velocity_checkpoint, tmp_p
     torch.save(state, tmp_path / "official.pt")
     import_official(tmp_path / "official.pt", tmp_path / "model.pt", [8, 8, 8], 256.0, [-1000, 1000], 1.0, 4, "layer")
     assert "flow_matching" in capsys.readouterr().out
-    assert build_scheduler(read_settings(tmp_path / "model.pt")["process"]).predictions == ("velocity",)
+    assert build_scheduler(read_card(tmp_path / "model.pt").process).predictions == ("velocity",)
 
 
 def test_outputs_that_fit_no_process_are_refused(velocity_checkpoint, one_line):

@@ -10,7 +10,7 @@ import torch
 from bundle_runs import assert_refused, run, sample
 
 from scripts.inferers import DiffusionGenerator, Item, network_at_times
-from scripts.networks import Guidance, Guided, build_network, guidance_of, guided
+from scripts.networks import Card, Guidance, Guided, build_network, guidance_of, guided
 from scripts.schedulers import CosineSineScheduler, FlowMatchingScheduler
 
 SHAPE = (8, 8, 16)
@@ -75,7 +75,7 @@ def test_the_sampler_guides_what_it_samples(make_network):
 
 
 def weights(depth=4, **recommended):
-    return {"network": {"depth": depth}, **({"guidance": recommended} if recommended else {})}
+    return Card(sha256="", network={"depth": depth}, guidance=recommended)
 
 
 def test_what_is_not_asked_for_is_as_the_weights_recommend():
@@ -85,7 +85,7 @@ def test_what_is_not_asked_for_is_as_the_weights_recommend():
     assert guidance_of(weights(**recommended)) == Guidance(**recommended)
     assert guidance_of(weights(**recommended), 0) is None
     assert guidance_of(weights(**recommended), below=0.9) == Guidance(0.8, 2, 0.9)
-    chain = {"network": {"backbone": {"backbone": {"depth": 3}}}}
+    chain = Card(sha256="", network={"backbone": {"backbone": {"depth": 3}}})
     assert guidance_of(chain, 1.0, 2) == Guidance(1.0, 2, 0.5)
 
 

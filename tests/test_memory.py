@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.inferers import memory_plan, network_at_times, peak_gb
 from scripts.inferers.memory import FusedAttention, LiveBytes
-from scripts.networks import Guidance, Guided, build_network, preset_settings
+from scripts.networks import Card, Guidance, Guided, build_network, preset_settings
 from scripts.networks.high_resolution import override_settings
 from scripts.networks.residual_dit import Attention
 from scripts.schedulers import CosineSineScheduler
@@ -82,47 +82,51 @@ def test_calculated_peak_is_that_of_a_call_on_this_machine(settings, bf16, batch
     assert found == pytest.approx(expected, rel=0.02)
 
 
+def card_of(network, grid):
+    data = {"grid": [grid] * 3, "field_of_view_mm": 320.0, "hu_window": [-1000, 1000]}
+    return Card(sha256="", network=network, data=data)
+
+
 HIGH = {"backbone": preset_settings("PRDiT-B/4"), "chunk_tokens": 0}
 
 
 def test_256_at_high_resolution_fits_8_gb():
-    settings = {"network": HIGH, "data": {"grid": [256, 256, 256]}}
+    card = card_of(HIGH, 256)
     for bf16 in (True, False):
-        assert memory_plan(settings, memory_gb=8, bf16=bf16)["batch_size"] >= 1
-
-
-def settings_of(preset, grid):
-    return {"network": preset_settings(preset), "data": {"grid": [grid] * 3}}
+        assert memory_plan(card, memory_gb=8, bf16=bf16)["batch_size"] >= 1
 
 
 @pytest.mark.parametrize("memory_gb", [8, 16, 24, 40, 80])
 @pytest.mark.parametrize("grid", [64, 128, 256])
 def test_every_card_samples_every_grid(grid, memory_gb):
-    settings = settings_of("PRDiT-B/12", grid)
+    card = card_of(preset_settings("PRDiT-B/12"), grid)
     for bf16 in (True, False):
-        plan = memory_plan(settings, memory_gb=memory_gb, bf16=bf16)
+        plan = memory_plan(card, memory_gb=memory_gb, bf16=bf16)
         assert plan["batch_size"] >= 1 and plan["chunk_tokens"] == 0
-        assert peak_gb(settings["network"], [grid] * 3, **plan, bf16=bf16) < 0.85 * memory_gb
+        assert peak_gb(card.network, [grid] * 3, **plan, bf16=bf16) < 0.85 * memory_gb
 
 
 def test_more_memory_makes_larger_batches():
-    batches = [memory_plan(settings_of("PRDiT-B/4", 256), memory_gb=m, bf16=True)["batch_size"] for m in (8, 24, 80)]
+    batches = [
+        memory_plan(card_of(preset_settings("PRDiT-B/4"), 256), memory_gb=m, bf16=True)["batch_size"]
+        for m in (8, 24, 80)
+    ]
     assert batches == sorted(set(batches))
 
 
 def test_chunks_come_where_one_volume_does_not_fit():
-    settings = {"network": preset_settings("PRDiT-S/2"), "data": {"grid": [256] * 3}}
-    plan = memory_plan(settings, memory_gb=2, bf16=True)
+    card = card_of(preset_settings("PRDiT-S/2"), 256)
+    plan = memory_plan(card, memory_gb=2, bf16=True)
     assert plan["batch_size"] == 1 and plan["chunk_tokens"] > 0
-    assert peak_gb(settings["network"], [256] * 3, 1, 2 * plan["chunk_tokens"]) > 0.85 * 2 - 0.7
+    assert peak_gb(card.network, [256] * 3, 1, 2 * plan["chunk_tokens"]) > 0.85 * 2 - 0.7
 
 
 def test_what_the_user_gives_holds():
-    settings = settings_of("PRDiT-B/4", 64)
-    plan = memory_plan(settings, memory_gb=8, batch_size=3, chunk_tokens=99, bf16=True)
+    card = card_of(preset_settings("PRDiT-B/4"), 64)
+    plan = memory_plan(card, memory_gb=8, batch_size=3, chunk_tokens=99, bf16=True)
     assert (plan["batch_size"], plan["chunk_tokens"]) == (3, 99)
-    assert memory_plan(settings) == {"batch_size": 1, "chunk_tokens": 0}
-    assert memory_plan(settings, batch_size=5, chunk_tokens=7) == {"batch_size": 5, "chunk_tokens": 7}
+    assert memory_plan(card) == {"batch_size": 1, "chunk_tokens": 0}
+    assert memory_plan(card, batch_size=5, chunk_tokens=7) == {"batch_size": 5, "chunk_tokens": 7}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def test_what_the_user_gives_holds():
 )
 def test_what_cannot_be_is_one_line(given, words, one_line):
     with pytest.raises(ValueError) as raised:
-        memory_plan(settings_of("PRDiT-B/4", 256), bf16=True, **given)
+        memory_plan(card_of(preset_settings("PRDiT-B/4"), 256), bf16=True, **given)
     one_line(raised, *words)
 
 

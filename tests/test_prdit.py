@@ -145,7 +145,7 @@ def test_training_is_both_stages_and_the_refiner(capsys):
     assert third[1]["backbone_ckpt"] == "C/model.pt" and third[1]["factor"] == "2" and third[1]["refiner_stride"] == "4"
     assert "grid" not in third[1] and "depth" not in third[1]
     stages = shown(capsys, "train", "D", "C", "--up", "2", "--hidden_size", "24")  # which the refiner does not use
-    assert ["hidden_size" in given for _, given in stages] == [True, True, False]
+    assert ["hidden_size" in given for _, given in stages] == [True, False, False]
 
 
 def test_overlays_come_in_their_order(capsys):
@@ -349,7 +349,7 @@ def test_next_comes_after_a_data_set_with_rejected_scans_too(monkeypatch, capsys
 def test_stage_2_is_planned_before_stage_1_is_there(capsys, tmp_path):
     first, second = shown(capsys, "plan", "train", "D", "C")
     assert first == (TRAIN, {"dataset_dir": "D", "ckpt_dir": "C", "dry_run": "True"})
-    assert second[0] == TRAIN and second[1]["depth"] == "$None" and second[1]["stage"] == "model"
+    assert second[0] == TRAIN and second[1]["depth"] == "6" and second[1]["stage"] == "model"
     assert float(second[1]["lr"]) == 1e-3 and "local_ckpt" not in second[1]
     assert shown(capsys, "plan", "train", "D", "C", "--grid", "32")[1][1]["grid"] == "32"
     (tmp_path / "C").mkdir()

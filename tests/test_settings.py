@@ -6,6 +6,7 @@ import torch
 from scripts.inferers import grid_of, inference_network, memory_plan, seed_list
 from scripts.inferers.items import LARGEST_SEED
 from scripts.inferers.network import compiling_pays
+from scripts.networks import Card
 from scripts.schedulers import CosineSineScheduler, build_scheduler
 from scripts.settings import usable_device, whole_number
 
@@ -33,8 +34,11 @@ def test_devices_are_given_as_words_too(make_network):
         (lambda: grid_of("abc", [8, 8, 8], None), ["grid", "abc"]),
         (lambda: grid_of(64.0, [8, 8, 8], None), ["grid", 64.0]),
         (lambda: grid_of([8, 8], [8, 8, 8], None), ["grid must be one or three", "[8, 8]"]),
-        (lambda: memory_plan({}, batch_size=True), ["batch_size", True]),
-        (lambda: memory_plan({}, memory_gb=8, num_inference_steps="ten"), ["num_inference_steps", "ten"]),
+        (lambda: memory_plan(Card(sha256="", network={}), batch_size=True), ["batch_size", True]),
+        (
+            lambda: memory_plan(Card(sha256="", network={}), memory_gb=8, num_inference_steps="ten"),
+            ["num_inference_steps", "ten"],
+        ),
         (lambda: CosineSineScheduler().set_timesteps(True), ["num_inference_steps must be 1 to 1000", True]),
         (lambda: CosineSineScheduler(predictor_ratio=float("inf")), ["predictor_ratio must be at least 1", "inf"]),
         (lambda: build_scheduler({"name": "cosine_sine", "beta": 1}), ["process cosine_sine", "beta"]),

@@ -65,6 +65,7 @@ NEEDED = {
     "source_dir",
     "dataset_dir",
     "residual_ckpt",
+    "finetune_from",
     "output_dir",
     "answers",
     "key_file",

@@ -13,13 +13,16 @@ from scripts.training import (
     LocalDenoising,
     LossMetric,
     ObjectiveBatch,
+    finetuned_network,
+    global_stage,
     local_denoising,
+    new_local_denoiser,
     numbers_of,
     parameters_to_train,
+    require_same_volumes,
+    start_from,
     sum_of_terms,
     validation_share,
-    with_frozen_local,
-    with_frozen_residual,
 )
 
 
@@ -226,95 +229,91 @@ def test_a_window_of_hu_and_back(low, high):
 
 # stages
 
-
-@pytest.fixture
-def stage1(tmp_path, make_network):
-    """Trained weights of stage 1, as a network and as a file."""
-    network = make_network(depth=0, parametrization="skip")
-    save_weights(network, tmp_path / "local.pt", {"stage": "local"})
-    return network, tmp_path / "local.pt"
+SMALL = {"hidden_size": 24, "num_heads": 4, "patch_size": 4, "stride": 2, "parametrization": "skip"}
+DATA = {"grid": [8, 8, 8], "field_of_view_mm": 160.0, "hu_window": [-1000.0, 1000.0]}
+PROCESS = {"name": "cosine_sine", "num_train_timesteps": 1000, "noise_std": 1.0}
 
 
 def build_stage2(**settings):
     torch.manual_seed(1)
-    base = {"hidden_size": 24, "num_heads": 4, "depth": 2, "patch_size": 4, "stride": 2, "parametrization": "skip"}
-    return build_prdit(**{**base, **settings})
+    return build_prdit(**{**SMALL, "depth": 2, **settings})
+
+
+def saved(network, path, **facts):
+    """The network, and the card of its weights."""
+    save_weights(network, path, {"stage": "x", "process": PROCESS, "data": DATA, **facts})
+    return network, start_from(path, "local_ckpt")
+
+
+@pytest.fixture
+def stage1(tmp_path, make_network):
+    return saved(make_network(**SMALL | {"depth": 0}), tmp_path / "local.pt")
+
+
+@pytest.fixture
+def both_stages(tmp_path, make_network):
+    return saved(make_network(**SMALL | {"depth": 2}), tmp_path / "model.pt")
+
+
+def learn(network, x, times):
+    optimizer = torch.optim.AdamW(parameters_to_train(network), lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        network(x, times).square().mean().backward()
+        optimizer.step()
 
 
 def test_stage_2_starts_as_stage_1_and_leaves_it_alone(stage1, make_volume):
-    local, path = stage1
-    network = with_frozen_local(build_stage2(), path)
+    """All sizes are those of stage 1's card; only the depth is chosen."""
+    local, card = stage1
+    network = global_stage(card, 2)
+    assert network.settings == {**card.network, "depth": 2}
     x, times = make_volume(2, 1, 4, 6, 4), torch.tensor([50.0, 950.0])
     before = local(x, times)
     assert torch.equal(network(x, times), before)
 
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     assert frozen == set(local.state_dict()) == {n for n in network.state_dict() if n.startswith(("time.", "local."))}
-    trained = parameters_to_train(network)
-    assert {id(p) for p in trained} == {id(p) for p in network.residual.parameters()}
-
-    optimizer = torch.optim.AdamW(trained, lr=0.1, weight_decay=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        network(x, times).square().mean().backward()
-        optimizer.step()
+    assert {id(p) for p in parameters_to_train(network)} == {id(p) for p in network.residual.parameters()}
+    learn(network, x, times)
     assert torch.equal(network.forward_parts(x, times)[0], before)
     assert not torch.allclose(network(x, times), before, atol=1e-3)
 
 
-def test_the_transformer_may_have_patches_of_its_own(stage1, make_volume):
-    local, path = stage1
-    network = with_frozen_local(build_stage2(patch_size=6, stride=6, local_patch_size=4, local_stride=2), path)
-    x = make_volume(1, 1, 6, 6, 6)
-    assert torch.equal(network(x), local(x))
+def test_the_transformer_has_the_patches_and_heads_that_stage_1_was_told(tmp_path, make_network, make_volume):
+    sizes = {"patch_size": 6, "stride": 6, "num_heads": 2, "local_patch_size": 4, "local_stride": 2}
+    local, card = saved(make_network(**{**SMALL, "depth": 0, **sizes}), tmp_path / "local.pt")
+    network, x = global_stage(card, 1, activation_checkpointing=True), make_volume(1, 1, 6, 6, 6)
+    assert torch.equal(network(x), local(x)) and network.residual.activation_checkpointing
+    assert (network.residual.patch_size, network.residual.blocks[0].attention.num_heads) == (6, 2)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"hidden_size": 48}, ["hidden_size 24 there, 48 here"]),
-        ({"parametrization": "none"}, ["parametrization skip there, none here"]),
-        ({"norm": "rms"}, ["norm layer there, rms here"]),
-        ({"in_channels": 2}, ["in_channels 1 there, 2 here"]),
-        ({"patch_size": 6}, ["(4, 2) there, (6, 2) here"]),
-        ({"hidden_size": 48, "local_stride": 4}, ["hidden_size", "(4, 2) there, (4, 4) here"]),
-    ],
-)
-def test_stage_1_that_does_not_fit_is_refused(stage1, settings, words, one_line):
-    _, path = stage1
+def test_the_process_of_the_weights_is_that_of_the_next_stage(tmp_path):
+    """T is told once: a network of another stage counts with it, too."""
+    process = {**PROCESS, "num_train_timesteps": 500}
+    _, card = saved(build_stage2(depth=0, num_train_timesteps=500), tmp_path / "local.pt", process=process)
+    assert "num_train_timesteps" not in card.network
+    assert global_stage(card, 1).num_train_timesteps == card.build().num_train_timesteps == 500
+    with pytest.raises(ValueError, match="num_train_timesteps 500, this run has 1000"):
+        start_from(card.path, "local_ckpt", PROCESS)
+
+
+def test_stage_2_needs_a_transformer_and_stage_1(stage1, both_stages, tmp_path, one_line):
     with pytest.raises(ValueError) as raised:
-        with_frozen_local(build_stage2(**settings), path)
-    one_line(raised, path, *words)
-
-
-def test_stage_2_needs_a_transformer_and_stage_1(stage1, tmp_path, one_line):
-    _, path = stage1
-    with pytest.raises(ValueError) as raised:
-        with_frozen_local(build_stage2(depth=0), path)
+        global_stage(stage1[1], 0)
     one_line(raised, "depth")
     with pytest.raises(ValueError) as raised:
-        with_frozen_local(build_stage2(), tmp_path / "none.pt")
+        start_from(tmp_path / "none.pt", "local_ckpt")
     one_line(raised, tmp_path / "none.pt", "train stage 1")
-    save_weights(build_stage2(), tmp_path / "model.pt", {"stage": "model"})
     with pytest.raises(ValueError) as raised:
-        with_frozen_local(build_stage2(), tmp_path / "model.pt")
-    one_line(raised, tmp_path / "model.pt", "residual")
-
-
-# a new local denoiser beside a trained transformer
-
-
-@pytest.fixture
-def both_stages(tmp_path, make_network):
-    """Trained weights of both stages, as a network and as a file."""
-    network = make_network(parametrization="skip")
-    save_weights(network, tmp_path / "model.pt", {"stage": "model"})
-    return network, tmp_path / "model.pt"
+        global_stage(both_stages[1], 2)
+    one_line(raised, both_stages[1].path, "residual")
 
 
 def test_a_new_local_denoiser_starts_beside_the_transformer_and_leaves_it_alone(both_stages, make_volume):
-    trained, path = both_stages
-    network = with_frozen_residual(build_stage2(local_patch_size=6, local_stride=4), path)
+    trained, card = both_stages
+    network = new_local_denoiser(card, local_patch_size=6, local_stride=4)
+    assert network.settings == {**card.network, "local_patch_size": 6, "local_stride": 4}
     x, times = make_volume(2, 1, 8, 8, 8), torch.tensor([50.0, 950.0])
     local, residual = network.forward_parts(x, times)
     theirs = trained.forward_parts(x, times)[1]
@@ -323,36 +322,40 @@ def test_a_new_local_denoiser_starts_beside_the_transformer_and_leaves_it_alone(
 
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name in network.state_dict() if not name.startswith("local.")}
-    assert {id(p) for p in parameters_to_train(network)} == {id(p) for p in network.local.parameters()}
-
-    optimizer = torch.optim.AdamW(parameters_to_train(network), lr=0.1, weight_decay=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        network(x, times).square().mean().backward()
-        optimizer.step()
+    learn(network, x, times)
     after = network.forward_parts(x, times)
     assert torch.equal(after[1], theirs) and not torch.allclose(after[0], local, atol=1e-3)
 
 
+def test_a_new_local_denoiser_needs_weights_of_both_stages(stage1, one_line):
+    with pytest.raises(ValueError) as raised:
+        new_local_denoiser(stage1[1])
+    one_line(raised, stage1[1].path, "no transformer")
+
+
+def test_fine_tuning_builds_what_the_card_describes(both_stages, make_volume):
+    trained, card = both_stages
+    network, x = finetuned_network(card, chunk_tokens=5, activation_checkpointing=True), make_volume(1, 1, 8, 8, 8)
+    torch.testing.assert_close(network(x, torch.tensor([9.0])), trained(x, torch.tensor([9.0])))
+    assert len(parameters_to_train(network)) == len(list(network.parameters()))
+    assert network.local.chunk_tokens == 5 and network.residual.activation_checkpointing
+
+
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("changed", "words"),
     [
-        ({"depth": 0}, ["needs a transformer", "depth"]),
-        ({"depth": 1}, ["depth 2 there, 1 here"]),
-        ({"hidden_size": 48}, ["hidden_size 24 there, 48 here"]),
-        ({"stride": 4, "patch_size": 4}, ["stride 2 there, 4 here"]),
+        ({"hu_window": [-500, 500]}, ["hu_window [-1000.0, 1000.0] there, [-500.0, 500.0] here"]),
+        ({"intensity": "paper_compat"}, ["intensity HU there, paper_compat here"]),
+        ({"grid": [16, 8, 8]}, ["voxels (mm) [20.0, 20.0, 20.0] there, [10.0, 20.0, 20.0] here"]),
+        ({"field_of_view_mm": 80.0}, ["voxels"]),
     ],
 )
-def test_a_transformer_that_does_not_fit_is_refused(both_stages, settings, words, one_line):
+def test_weights_are_trained_on_volumes_as_they_know_them(stage1, changed, words, one_line):
+    card = stage1[1]
+    require_same_volumes(card, {**DATA, "field_of_view_mm": [320, 160, 160], "grid": [16, 8, 8]})
+    require_same_volumes(None, {})
     with pytest.raises(ValueError) as raised:
-        with_frozen_residual(build_stage2(**settings), both_stages[1])
-    one_line(raised, *words)
-
-
-def test_a_new_local_denoiser_needs_weights_of_both_stages(stage1, tmp_path, one_line):
-    with pytest.raises(ValueError) as raised:
-        with_frozen_residual(build_stage2(), stage1[1])
-    one_line(raised, stage1[1], "depth 0 there, 2 here")
-    with pytest.raises(ValueError) as raised:
-        with_frozen_residual(build_stage2(), tmp_path / "none.pt")
-    one_line(raised, tmp_path / "none.pt")
+        require_same_volumes(card, {**DATA, **changed})
+    one_line(raised, card.path, *words)
+    if set(changed) <= {"grid", "field_of_view_mm"}:
+        require_same_volumes(card, {**DATA, **changed}, voxels=False)

@@ -9,7 +9,7 @@ from bundle_runs import TINY, assert_refused, config_files, train
 from monai.bundle import ConfigParser
 from monai.utils.enums import CommonKeys as Keys
 
-from scripts.networks import network_from_checkpoint, read_settings
+from scripts.networks import network_from_checkpoint, read_card
 from scripts.training import TensorBoardLog
 
 HIGH = {"refiner_hidden_size": 16, "refiner_patch_size": 6, "refiner_stride": 4, "device": "cpu"}
@@ -93,13 +93,13 @@ def test_the_window_of_hu_becomes_minus_one_to_one(lopsided):
 def test_the_network_counts_the_time_steps_of_its_process(tmp_path):
     """In every stack, in the JSON, and in what is built from it."""
     tiny = {**TINY, "process::num_train_timesteps": 500}
-    assert parsed(["train"], **tiny).get_parsed_content("new_network").num_train_timesteps == 500
+    assert parsed(["train"], **tiny).get_parsed_content("network_def").num_train_timesteps == 500
     train(1, tmp_path, max_epochs=1, **{"process::num_train_timesteps": 500})
     path = tmp_path / "ckpt" / "local.pt"
-    assert read_settings(path)["process"]["num_train_timesteps"] == 500
+    assert read_card(path).process["num_train_timesteps"] == 500
     assert network_from_checkpoint(path).num_train_timesteps == 500
     high = {**HIGH, "backbone_ckpt": str(path), "process::num_train_timesteps": 500}
-    network = parsed(["train", "train_high_resolution"], **high).get_parsed_content("new_network")
+    network = parsed(["train", "train_high_resolution"], **high).get_parsed_content("network_def")
     assert network.num_train_timesteps == network.backbone.num_train_timesteps == 500
 
 

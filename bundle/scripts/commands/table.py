@@ -65,7 +65,7 @@ COMMANDS = {
         ("train",),
         {"dataset_dir": "DATA", "ckpt_dir": "WEIGHTS"},
         main=(
-            "max_steps", "max_epochs", "batch_size", "lr", "grid", "field_of_view_mm", "preset", "depth", "flip_prob",
+            "max_steps", "max_epochs", "batch_size", "lr", "grid", "field_of_view_mm", "hidden_size", "depth", "flip_prob",
             "finetune_from", "num_workers", "device",
         ),  # fmt: skip
         then="prdit sample {weights} OUT",

@@ -8,6 +8,7 @@ from typing import Sequence, Union
 import ignite.distributed as idist
 
 from ..networks.base import DenoisingNetwork
+from ..networks.card import Card
 from ..networks.guidance import num_blocks
 from ..settings import whole_number
 
@@ -46,24 +47,24 @@ def grid_of(grid: Union[None, int, Sequence[int]], trained: Sequence[int], netwo
     return sides
 
 
-def check_weights(settings: dict, grid: Sequence[int], allow_stage_1: bool = False) -> None:
+def check_weights(card: Card, grid: Sequence[int], allow_stage_1: bool = False) -> None:
     """Refuses weights of stage 1, unless they are wanted, and warns of a grid that the weights do not know.
 
     Args:
-        settings: the JSON beside the weights.
+        card: of the weights.
         grid: to sample.
         allow_stage_1: whether volumes without anatomy are wanted.
 
     Raises:
         ValueError: in one line, when the network has no transformer.
     """
-    if not allow_stage_1 and num_blocks(settings["network"]) == 0:
+    if not allow_stage_1 and num_blocks(card.network) == 0:
         raise ValueError(
             "these are weights of stage 1, which draw noise without anatomy: train stage 2 and sample its model.pt, or "
             "set allow_stage_1 to true"
         )
-    trained = list(settings["data"]["grid"])
-    if list(grid) != trained and idist.get_rank() == 0:
+    trained = card.data.grid if card.data else None
+    if trained is not None and list(grid) != trained and idist.get_rank() == 0:
         print(
             f"warning: the weights know a grid of {trained} alone; do not expect anatomy at {list(grid)}, see "
             "docs/high_resolution.md for larger grids",

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..hardware import GB
+from ..networks.card import Card
 from ..networks.guidance import Guidance, Guided
-from ..networks.high_resolution import build_network
+from ..networks.kinds import build_network
 from ..networks.local_denoiser import LocalDenoiser
 from ..networks.residual_dit import Attention, ResidualDiT
 from ..schedulers import CosineSineScheduler
@@ -142,7 +143,7 @@ def peak_gb(
 
 
 def memory_plan(
-    settings: dict,
+    card: Card,
     grid: Union[None, int, Sequence[int]] = None,
     memory_gb: Optional[float] = None,
     batch_size: Optional[int] = None,
@@ -155,7 +156,7 @@ def memory_plan(
     """The batch and the chunks to sample with.
 
     Args:
-        settings: the JSON beside the weights.
+        card: of the weights.
         grid: to sample; None is that of the weights.
         memory_gb: of the card; the largest batch that is calculated to fit, and chunks where not even one volume fits.
             None takes one volume at a time.
@@ -180,10 +181,11 @@ def memory_plan(
     if memory_gb is None:
         return {"batch_size": batch_size or 1, "chunk_tokens": chunk_tokens or 0}
     num_calls = whole_number("num_inference_steps", num_inference_steps, 1)
-    sides = sides_of(grid, settings["data"]["grid"])
+    assert card.data is not None
+    sides = sides_of(grid, card.data.grid)
     fast = uses_bf16(usable_device(device), bf16)
     peak, limit = math.inf, USABLE * memory_gb - RESERVED_GB
-    sampling = Sampling(settings["network"], fast, num_calls, guided)
+    sampling = Sampling(card.network, fast, num_calls, guided)
     # whole volumes come first, then ever smaller chunks, and of these the largest batch
     for chunk in (0, *CHUNKS) if chunk_tokens is None else (chunk_tokens,):
         batches = BATCHES if batch_size is None else (batch_size,)

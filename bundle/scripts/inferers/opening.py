@@ -13,6 +13,7 @@ from ignite.engine import Engine
 
 from ..data.transforms import three
 from ..hardware import CPU_ONLY, GB, device_name, free_disk, idle_gpu, memory_bytes, resident_bytes
+from ..networks.card import Card
 from ..words import bytes_in_words, count
 from .generator import DiffusionGenerator
 from .memory import RESERVED_GB, peak_gb
@@ -124,7 +125,7 @@ def tell_volumes(
 
 def end_plan(
     store: VolumeStore,
-    settings: dict[str, Any],
+    card: Card,
     grid: Sequence[int],
     memory: dict[str, int],
     num_calls: int,
@@ -136,7 +137,7 @@ def end_plan(
 
     Args:
         store: the output folder, that has looked for its volumes.
-        settings: the JSON beside the weights.
+        card: of the weights.
         grid: of a volume.
         memory: see `memory_plan`.
         num_calls: network calls per volume.
@@ -146,7 +147,7 @@ def end_plan(
     """
     batch, chunk = memory["batch_size"], memory["chunk_tokens"]
     held = resident_bytes()
-    peak = peak_gb(settings["network"], grid, batch, chunk, precision == "bf16", num_calls, guided)
+    peak = peak_gb(card.network, grid, batch, chunk, precision == "bf16", num_calls, guided)
     tell_needs(
         device, {"weights and activations": peak * GB}, {PROGRAM: held}, store.most_bytes(math.prod(grid)), store.folder
     )

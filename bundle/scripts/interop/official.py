@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import require_writable
 from ..files import remove_leftovers, sha256_of
 from ..networks.base import DenoisingNetwork
+from ..networks.card import description_path, require_free
 from ..networks.checkpoint import load_tensors, save_weights
-from ..networks.description import description_path, require_free
 from ..networks.high_resolution import build_network
 from ..networks.prdit import SIZES
 from ..overlap import check_places

@@ -1,9 +1,12 @@
 """Networks of PRDiT and their weights."""
 
+from ..files import sha256_of
 from .base import DenoisingNetwork
-from .checkpoint import export_weights, network_from_checkpoint, read_settings, save_weights, sha256_of
+from .card import Card, read_card
+from .checkpoint import export_weights, load_network, network_from_checkpoint, save_weights
 from .guidance import Guidance, Guided, guidance_of, guided
-from .high_resolution import HighResolutionPRDiT, build_high_resolution, build_network
+from .high_resolution import HighResolutionPRDiT, build_high_resolution
+from .kinds import KINDS, build_network
 from .local_denoiser import LocalDenoiser
 from .prdit import PRDiT, build_prdit, prdit_preset, preset_settings
 from .residual_dit import ResidualDiT

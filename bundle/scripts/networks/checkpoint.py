@@ -6,34 +6,22 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import require_writable
-from ..files import PathLike, remove_leftovers, sha256_of, whole_file, write_text
+from ..files import PathLike, remove_leftovers, whole_file, write_text
 from ..overlap import check_places
 from .base import DenoisingNetwork
-from .description import description_path, read_description, require_free
+from .card import SCHEMA, Card, description_path, read_card, require_free, weights_file
 from .guidance import guidance_of
-from .high_resolution import build_network, override_settings
+from .kinds import override_settings
 
 CHANGE_NO_WEIGHT = {"attention": "auto", "chunk_tokens": 0, "activation_checkpointing": False}  # settings of a network
 TIME_LAYERS = {"time", "time_head", "modulation", "final_modulation"}  # parts of the names of what sees the time alone
-
-
-def _weights_file(path: PathLike) -> Path:
-    path = Path(path)
-    if path.is_dir():
-        inside = ", ".join(
-            str(path / file.name) for file in sorted(path.glob("*.pt")) if file.with_suffix(".json").is_file()
-        )
-        raise ValueError(f"{path} is a folder: give the weights in it" + (f", {inside}" if inside else ""))
-    if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}")
-    return path
 
 
 def load_tensors(path: PathLike) -> dict[str, Any]:
@@ -42,7 +30,7 @@ def load_tensors(path: PathLike) -> dict[str, Any]:
     Raises:
         ValueError: in one line, when the file is missing, truncated, or holds anything else.
     """
-    path = _weights_file(path)
+    path = weights_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -79,7 +67,7 @@ def require_fitting(own: dict[str, Tensor], state: dict[str, Any], path: PathLik
 def save_weights(
     network: DenoisingNetwork,
     path: PathLike,
-    settings: dict,
+    facts: dict,
     dtype: Optional[torch.dtype] = None,
     time_dtype: Optional[torch.dtype] = None,
 ) -> str:
@@ -88,7 +76,7 @@ def save_weights(
     Args:
         network: built by `build_network`.
         path: a `.pt` file.
-        settings: what else belongs to the weights: 'process', 'data', 'stage', ...
+        facts: what else belongs on their card: 'process', 'data', 'stage', ...
         dtype: storage precision; None keeps the network's. Loading into float32 is exact.
         time_dtype: of the matrices that see the time alone; None stores them as the others.
 
@@ -109,37 +97,14 @@ def save_weights(
         torch.save(state, file)  # into a path PyTorch would write its name too, and equal weights would differ
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        text = json.dumps({"sha256": sha256, "network": network.settings, **settings}, indent=4) + "\n"
-        write_text(description, text)  # first: weights without it could not be told from others'
+        content = {"schema": SCHEMA, "sha256": sha256, "network": network.settings, **facts}
+        write_text(
+            description, json.dumps(content, indent=4) + "\n"
+        )  # first: weights without it could not be told from others'
     return sha256
 
 
-def read_settings(path: PathLike, required: Sequence[str] = ()) -> dict:
-    """The JSON beside weights.
-
-    Args:
-        path: of the weights.
-        required: entries that the run needs, beside the network's.
-
-    Raises:
-        ValueError: in one line, when the weights or their JSON are missing, or the JSON is damaged or of other weights.
-    """
-    weights = _weights_file(path)
-    description = description_path(weights)
-    if not description.is_file():
-        raise ValueError(
-            f"{weights} has no {description.name} beside it, which says what network it is; copy both files"
-        )
-    settings = read_description(description)
-    missing = [name for name in required if not settings.get(name)]
-    if missing:
-        raise ValueError(f"{description} does not describe the {missing[0]} of the weights; copy it again")
-    if sha256_of(weights) != settings["sha256"]:
-        raise ValueError(f"{weights} is truncated or not the file that {description.name} describes (sha256 differs)")
-    return settings
-
-
-def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> DenoisingNetwork:
+def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> Any:
     """Builds the network that a checkpoint's JSON describes and loads it, in float32.
 
     Args:
@@ -147,24 +112,28 @@ def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> DenoisingN
         overrides: settings that change no weight: attention, chunk_tokens, activation_checkpointing.
 
     Raises:
-        ValueError: in one line, see `read_settings`, `load_tensors`, `load_strictly`.
+        ValueError: in one line, see `read_card`, `load_tensors`, `load_strictly`.
     """
-    settings, state = read_settings(ckpt_path)["network"], load_tensors(ckpt_path)
+    return load_network(read_card(ckpt_path), **overrides)
+
+
+def load_network(card: Card, **overrides: Any) -> Any:
+    """The network of a card with its weights, see `network_from_checkpoint`."""
+    ckpt_path, state = card.path, load_tensors(card.path)
     try:
-        settings = override_settings(settings, overrides)
-        _require_sizes_of(settings, state)
+        _require_sizes_of(override_settings(card.network, overrides), state)
         with torch.device("meta"):  # takes no memory, whatever sizes the JSON claims
-            claimed = build_network(**settings)
+            claimed = card.build(**overrides)
     except Exception as error:  # as various as what a JSON can hold
         reason = f": {error}" if isinstance(error, ValueError) and "\n" not in str(error) else ""
         raise ValueError(f"{description_path(ckpt_path)} does not describe a network of this bundle{reason}") from None
     require_fitting(claimed.state_dict(), state, ckpt_path)
-    network = build_network(**settings)
+    network = card.build(**overrides)
     load_strictly(network, state, ckpt_path)
     return network
 
 
-_NO_SIZES = ("chunk_tokens", "num_train_timesteps")
+_NO_SIZES = ("chunk_tokens",)
 
 
 def _require_sizes_of(settings: dict, state: dict[str, Any]) -> None:
@@ -213,15 +182,14 @@ def export_weights(
         {"ckpt_path": [ckpt_path, description_path(ckpt_path)]},
         {"output_path": output_path, "what describes output_path:": description_path(output_path)},
     )
-    theirs = read_settings(ckpt_path)
-    require_free(output_path, "output_path", exported_from_sha256=theirs["sha256"])
+    card = read_card(ckpt_path)
+    require_free(output_path, "output_path", exported_from_sha256=card.sha256)
     require_writable(Path(output_path).parent, "the folder of output_path,")
     remove_leftovers(Path(output_path).parent)
-    recommended = guidance_of(theirs, guidance, guidance_block, guidance_below)
-    settings = {name: value for name, value in theirs.items() if name not in ("sha256", "network")}
-    settings["guidance"] = recommended._asdict() if recommended else {}
-    settings["exported_from_sha256"] = theirs["sha256"]
+    recommended = guidance_of(card, guidance, guidance_block, guidance_below)
+    facts = {**card.facts, "guidance": recommended._asdict() if recommended else {}}
+    facts["exported_from_sha256"] = card.sha256
     of_time = getattr(torch, time_dtype) if time_dtype else None
-    save_weights(network_from_checkpoint(ckpt_path), output_path, settings, getattr(torch, dtype), of_time)
+    save_weights(load_network(card), output_path, facts, getattr(torch, dtype), of_time)
     beside = f", {time_dtype} where the time alone counts" if time_dtype else ""
     print(f"{output_path}: {Path(output_path).stat().st_size / 1e6:.1f} MB in {dtype}{beside}")

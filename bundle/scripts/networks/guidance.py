@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..schedulers.path import Path
 from ..settings import require_numbers, whole_number
 from .base import DenoisingNetwork
+from .card import Card
 
 
 class Guidance(NamedTuple):
@@ -70,12 +71,12 @@ def num_blocks(network: dict) -> int:
 
 
 def guidance_of(
-    settings: dict, scale: Optional[float] = None, block: Optional[int] = None, below: Optional[float] = None
+    card: Card, scale: Optional[float] = None, block: Optional[int] = None, below: Optional[float] = None
 ) -> Optional[Guidance]:
     """What the user asks for; what is None is as the JSON beside the weights recommends, or as in `Guidance`.
 
     Args:
-        settings: the JSON beside the weights.
+        card: of the weights.
         scale: see `Guidance`.
         block: likewise.
         below: likewise.
@@ -89,14 +90,14 @@ def guidance_of(
     given = {"scale": scale, "block": block, "below": below}
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        guidance = Guidance(**{**settings.get("guidance", {}), **given})
+        guidance = Guidance(**{**card.guidance, **given})
     except TypeError:
-        raise ValueError(f"the weights' JSON describes no guidance: {settings['guidance']}") from None
+        raise ValueError(f"the weights' JSON describes no guidance: {card.guidance}") from None
     require_numbers(0, guidance=guidance.scale)
     require_numbers(0, 1, guidance_below=guidance.below)
     if guidance.scale == 0:
         return None
-    count = num_blocks(settings["network"])
+    count = num_blocks(card.network)
     if count == 0:
         raise ValueError(f"guidance {guidance.scale} leaves out a transformer block, and these weights have none")
     whole_number("guidance_block", guidance.block, 0, count - 1)

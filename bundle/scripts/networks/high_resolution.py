@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .base import DenoisingNetwork
+from .kinds import build_network, kind
 from .layers import pad_volume, token_grid
 from .local_denoiser import LocalDenoiser
-from .prdit import PRDiT, build_prdit
 
 
 def downsample_nearest(x: Tensor, factor: int) -> Tensor:
@@ -177,6 +177,7 @@ class HighResolutionPRDiT(DenoisingNetwork):
         return prediction, low[..., 1:-1, 1:-1, 1:-1]
 
 
+@kind("high_resolution")
 def build_high_resolution(
     backbone: dict,
     factor: int = 2,
@@ -204,32 +205,15 @@ def build_high_resolution(
     Raises:
         ValueError: when sizes do not fit, or the backbone predicts a velocity.
     """
-    settings = dict(locals())
+    settings = {"kind": "high_resolution", **locals()}
+    del settings["num_train_timesteps"]  # the process's
     if not isinstance(factor, int) or factor < 2:
         raise ValueError(f"factor must be a whole number, 2 or more, got {factor}")
-    low = build_network(**backbone)
+    low = build_network(**backbone, num_train_timesteps=num_train_timesteps)
     channels, num_predictions = low.settings["in_channels"], low.settings["num_predictions"]
     if num_predictions != 2:
         raise ValueError("high resolution upsamples noise and signal apart: a network of flow matching has neither")
     refiner = LocalDenoiser(channels, 2 * channels, patch_size, stride, hidden_size, norm, chunk_tokens)
-    if num_train_timesteps == 1000:  # see `build_prdit`
-        del settings["num_train_timesteps"]
     network = HighResolutionPRDiT(low, refiner, factor, hidden_size, parametrization, num_train_timesteps)
     network.settings = {**settings, "backbone": low.settings, "in_channels": channels, "num_predictions": 2}
     return network
-
-
-def build_network(**settings: Any) -> Union[PRDiT, HighResolutionPRDiT]:
-    """Builds what the settings of a checkpoint describe, chains of any length included."""
-    if "backbone" not in settings:
-        return build_prdit(**settings)
-    of_backbone = ("in_channels", "num_predictions")  # told for readers of the JSON
-    return build_high_resolution(**{name: value for name, value in settings.items() if name not in of_backbone})
-
-
-def override_settings(settings: dict, overrides: dict) -> dict:
-    """Settings with others that change no weight, at each level of a chain that has them."""
-    if "backbone" not in settings:
-        return {**settings, **overrides}
-    own = {name: value for name, value in overrides.items() if name in settings}
-    return {**settings, **own, "backbone": override_settings(settings["backbone"], overrides)}

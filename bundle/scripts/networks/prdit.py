@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..hardware import GB, memory_bytes
 from .base import DenoisingNetwork
+from .kinds import kind
 from .local_denoiser import LocalDenoiser
 from .residual_dit import ResidualDiT
 
@@ -117,6 +118,7 @@ class PRDiT(DenoisingNetwork):
         return self._skip(inner, times, raw, 1.0) if self.skip else raw
 
 
+@kind("prdit")
 def build_prdit(
     hidden_size: int,
     num_heads: int,
@@ -159,7 +161,8 @@ def build_prdit(
         ValueError: when sizes do not fit each other, or 'skip' is asked of a velocity, which has nothing to skip: it is
             already what 'skip' makes the branches predict.
     """
-    settings = dict(locals())
+    settings = {"kind": "prdit", **locals()}
+    del settings["num_train_timesteps"]  # the process's
     if depth < 0 or in_channels < 1 or hidden_size < 1:
         raise ValueError(
             f"depth must be 0 or more, in_channels and hidden_size 1 or more, got {depth}, {in_channels}, {hidden_size}"
@@ -184,8 +187,6 @@ def build_prdit(
             in_channels, out_channels, patch_size, stride, hidden_size, depth, num_heads, mlp_ratio, norm, attention,
             activation_checkpointing,
         )  # fmt: skip
-    if num_train_timesteps == 1000:  # as in the JSON of weights from before there was a choice
-        del settings["num_train_timesteps"]
     network = PRDiT(local, residual, hidden_size, parametrization, num_train_timesteps)
     network.settings = settings
     return network

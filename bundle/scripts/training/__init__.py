@@ -2,7 +2,6 @@
 
 from .checkpoints import TrainingCheckpoint, claim_folder, require_epochs
 from .handlers import EMAWarmUp, EpochSeed, FrozenAverage, GradientGuard, LearningRateSchedule
-from .high_resolution import high_resolution_grid, high_resolution_network
 from .length import run_length, tell_length
 from .monitoring import (
     LastValidation,
@@ -27,5 +26,17 @@ from .objectives import (
 )
 from .opening import TrainingStep, end_plan, require_memory, tell_data, tell_time, tell_weights
 from .pictures import TrainingPictures
-from .stages import data_of, parameters_to_train, require_grid, start_from, with_frozen_local, with_frozen_residual
+from .stages import (
+    finetuned_network,
+    global_stage,
+    high_resolution_grid,
+    high_resolution_network,
+    new_local_denoiser,
+    new_network,
+    parameters_to_train,
+    require_grid,
+    require_high_grid,
+    require_same_volumes,
+    start_from,
+)
 from .tracking import require_mlflow

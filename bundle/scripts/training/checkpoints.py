@@ -16,9 +16,9 @@ from ignite.handlers import Checkpoint
 from ..files import hold, release, remove_leftovers, set_aside, whole_file, write_text
 from ..networks.base import DenoisingNetwork
 from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_tensors, save_weights
-from ..networks.high_resolution import override_settings
+from ..networks.kinds import override_settings
 from ..stops import stoppable_engine
-from .stages import volumes_of
+from .stages import seen_of
 
 # hashes of the weights that a run stands on or started from
 STARTED_ON = {
@@ -167,7 +167,7 @@ class TrainingCheckpoint:
         parts = {
             "network": override_settings(self.objects["network"].settings, CHANGE_NO_WEIGHT),
             "process": self.settings.get("process", {}),
-            "data": volumes_of(self.settings["data"]) if "data" in self.settings else {},
+            "data": seen_of(self.settings["data"]) if "data" in self.settings else {},
             "validated_on": self.validated_on,
         }
         return {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
@@ -253,7 +253,7 @@ class TrainingCheckpoint:
             raise ValueError(f"{path} is of a run that trains other parts of the network; choose another ckpt_dir")
         for part, now in self.trained_as().items():
             before = json.loads(best.get(part, now))
-            before = volumes_of(before) if part == "data" and before else before  # older ones have sizes as typed
+            before = seen_of(before) if part == "data" and before else before  # older ones have sizes as typed
             for name, value in json.loads(now).items():
                 if before.get(name, value) != value:
                     raise ValueError(

@@ -1,196 +1,197 @@
-"""What belongs to the two stages: the frozen part of the second, and how the network trains in the first."""
+"""What a training run starts from: a new network, or trained weights with a part of them frozen."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Collection, Optional, Sequence, Union
+from typing import Any, Optional, Sequence, Union
 
+import torch
 from torch import nn
 
-from ..data.intensity import HU
 from ..data.transforms import three
 from ..networks.base import DenoisingNetwork
-from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_strictly, load_tensors, read_settings
-from ..networks.high_resolution import override_settings
+from ..networks.card import Card, Seen, read_card
+from ..networks.checkpoint import load_network, load_strictly, load_tensors
+from ..networks.high_resolution import HighResolutionPRDiT, build_high_resolution
+from ..networks.kinds import override_settings
 from ..networks.layers import check_patches, check_reflection, token_grid
-from ..networks.prdit import PRDiT
+from ..networks.prdit import PRDiT, build_prdit, built_if_it_fits
 
-# Settings of the network that the local branch depends on
-_LOCAL_SETTINGS = ("hidden_size", "in_channels", "norm", "parametrization", "num_predictions")
-
-
-def _local_grid(settings: dict) -> tuple[int, int]:
-    return (settings["local_patch_size"] or settings["patch_size"], settings["local_stride"] or settings["stride"])
-
-
-def require_process(ckpt_path: Union[str, Path], settings: dict, process: Optional[dict]) -> None:
-    """Raises a ValueError in one line when weights were trained with another process than this run's, if it is told."""
-    theirs = settings.get("process", {})
-    for name, value in (process or {}).items():
-        if theirs.get(name, None if name == "name" else value) != value:
-            what = "the process" if name == "name" else name
-            raise ValueError(f"{ckpt_path} was trained with {what} {theirs.get(name)}, this run has {value}")
-
-
-def volumes_of(data: dict) -> dict[str, Any]:
-    """What the network sees, from a weights' JSON or of a run, so that equal sizes are equal: one number or three."""
-    return {
-        "grid": [int(side) for side in three(data["grid"])],
-        "field_of_view_mm": [float(size) for size in three(data["field_of_view_mm"])],
-        "hu_window": [float(bound) for bound in data["hu_window"]],
-        "intensity": data.get("intensity", HU),
-    }
-
+Device = Union[str, torch.device]
 
 # what to say where weights that a stack of configs stands on are missing
 _NEEDED = {
     "local_ckpt": "stage 2 needs stage 1's weights at {}: train stage 1 with the same ckpt_dir first",
     "residual_ckpt": "a new local denoiser needs residual_ckpt, the weights whose transformer stays",
     "finetune_from": "fine-tuning needs finetune_from, the weights to start from",
+    "backbone_ckpt": "high resolution needs backbone_ckpt, the weights of the lower grid",
 }
 
 
-def data_of(ckpt_path: Union[None, str, Path], setting: str) -> dict[str, Any]:
-    """What weights have learnt to see: 'grid', 'field_of_view_mm', 'hu_window', 'intensity'.
+def start_from(ckpt_path: Union[None, str, Path], setting: str, process: Optional[dict] = None) -> Card:
+    """The card of the weights that a run starts from or stands on.
 
     Args:
         ckpt_path: the weights, with their JSON beside them.
-        setting: that names them: 'local_ckpt', 'residual_ckpt' or 'finetune_from'.
+        setting: that names them: 'local_ckpt', 'residual_ckpt', 'finetune_from' or 'backbone_ckpt'.
+        process: of this run, as it will be stored with the weights; None checks nothing.
 
     Raises:
-        ValueError: in one line, when they are missing.
+        ValueError: in one line, when they are missing, or were trained with another process.
     """
     if ckpt_path is None or (setting == "local_ckpt" and not Path(ckpt_path).is_file()):
         raise ValueError(_NEEDED[setting].format(ckpt_path))
-    return volumes_of(read_settings(ckpt_path, required=["data"])["data"])
+    card = read_card(ckpt_path, required=["data"])
+    for name, value in (process or {}).items():
+        if card.process.get(name, None if name == "name" else value) != value:
+            what = "the process" if name == "name" else name
+            raise ValueError(f"{ckpt_path} was trained with {what} {card.process.get(name)}, this run has {value}")
+    return card
 
 
-def _facts(data: dict) -> dict[str, Any]:
-    """What volumes of two stages must have in common; a stage may have another grid at the same size of a voxel."""
-    facts = volumes_of(data)
-    sides, size = facts.pop("grid"), facts.pop("field_of_view_mm")
-    return {**facts, "voxels (mm)": [round(length / side, 4) for length, side in zip(size, sides)]}
+def seen_of(data: dict) -> dict[str, Any]:
+    """What the network sees, from a run's config, so that equal sizes are equal: one number or three."""
+    sizes = [float(size) for size in three(data["field_of_view_mm"])]
+    whole = {**data, "grid": [int(side) for side in three(data["grid"])], "field_of_view_mm": sizes}
+    return Seen.model_validate({**whole, "hu_window": [float(bound) for bound in data["hu_window"]]}).plain()
 
 
-def _differences(settings: dict, data: Optional[dict]) -> list[str]:
-    """In what the volumes of weights, by their JSON, differ from those of this run; None is not compared."""
-    if data is None:
-        return []
-    there, here = _facts(settings["data"]), _facts(data)
-    return [f"{name} {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
+def require_same_volumes(start: Optional[Card], data: dict, voxels: bool = True) -> None:
+    """Refuses to train weights on, or beside weights of, volumes of another HU window, intensity or size of a voxel.
 
-
-def start_from(
-    network: PRDiT,
-    ckpt_path: Union[None, str, Path],
-    process: Optional[dict] = None,
-    required: bool = False,
-    data: Optional[dict] = None,
-) -> PRDiT:
-    """Puts trained weights into a new network of the same sizes; None leaves it as it is.
+    Another grid at the same size of a voxel is for a stage to learn.
 
     Args:
-        network: the new one.
-        ckpt_path: trained weights, with their JSON beside them, or None.
-        process: of this run, as it will be stored with the weights; None checks nothing.
-        required: refuses to start from nothing.
-        data: of this run; None checks nothing. Another grid or field of view is for the weights to learn.
+        start: the weights, if any.
+        data: of this run: 'grid', 'field_of_view_mm', 'hu_window', 'intensity'.
+        voxels: whether the size of a voxel counts; fine-tuning learns another one.
 
     Raises:
-        ValueError: in one line, when the weights are missing, or of another network, process, HU window or intensity.
+        ValueError: in one line.
     """
-    if required and ckpt_path is None:
-        raise ValueError(_NEEDED["finetune_from"])
-    if ckpt_path is not None:
-        settings = _require_same_network(network, ckpt_path, process)
-        facts = [fact for fact in _differences(settings, data) if not fact.startswith("voxels")]
-        if facts:
-            raise ValueError(f"{ckpt_path} was trained on other volumes: {'; '.join(facts)}")
-        load_strictly(network, load_tensors(ckpt_path), ckpt_path)
-    return network
+    if start is None or start.data is None:
+        return
+    there, here = start.data, Seen.model_validate(seen_of(data))
+    facts = {"hu_window": (there.hu_window, here.hu_window), "intensity": (there.intensity, here.intensity)}
+    if voxels:
+        facts["voxels (mm)"] = (there.voxels_mm, here.voxels_mm)
+    differ = [f"{name} {one} there, {other} here" for name, (one, other) in facts.items() if one != other]
+    if differ:
+        raise ValueError(f"{start.path} was trained on other volumes: {'; '.join(differ)}")
 
 
-def _require_same_network(
-    network: PRDiT, ckpt_path: Union[str, Path], process: Optional[dict], but: Collection[str] = ()
-) -> dict:
-    """The JSON of weights; a ValueError in one line when they are of another process or network, `but` aside."""
-    settings = read_settings(ckpt_path)
-    require_process(ckpt_path, settings, process)
-    theirs, ours = (override_settings(one, CHANGE_NO_WEIGHT) for one in (settings["network"], network.settings))
-    for name, value in ours.items():
-        if theirs.get(name, value) != value and name not in but:
-            raise ValueError(f"{ckpt_path} is of another network: {name} {theirs[name]} there, {value} here")
-    return settings
+def new_network(device: Device = "cpu", **sizes: Any) -> PRDiT:
+    """A PRDiT with random weights; sizes of `build_prdit`.
+
+    Raises:
+        ValueError: in one line, see `build_prdit` and `built_if_it_fits`.
+    """
+    return built_if_it_fits(build_prdit, **sizes).to(device)
 
 
-def with_frozen_residual(
-    network: PRDiT, residual_ckpt: Union[None, str, Path], process: Optional[dict] = None, data: Optional[dict] = None
-) -> PRDiT:
-    """Puts the transformer of trained weights beside a new local denoiser, and freezes it with the shared time layer.
+def finetuned_network(start: Card, device: Device = "cpu", **settings: Any) -> Any:
+    """Trained weights of any kind, all of them to be trained on; settings are those that change no weight."""
+    return load_network(start, **settings).to(device)
+
+
+def global_stage(start: Card, depth: int, device: Device = "cpu", **settings: Any) -> PRDiT:
+    """Stage 2: a new transformer beside the local denoiser of stage 1, which is frozen (design 2.2).
+
+    Frozen are the local denoiser with its time head, and the shared time layer.
+
+    Args:
+        start: stage 1.
+        depth: transformer blocks.
+        device: where it trains.
+        settings: that change no weight: attention, chunk_tokens, activation_checkpointing.
+
+    Raises:
+        ValueError: in one line, when there is no transformer, or the weights are not of stage 1.
+    """
+    if depth < 1:
+        raise ValueError("stage 2 needs a depth of 1 or more")
+    network = built_if_it_fits(build_prdit, **_sizes(start, depth=depth, **settings))
+    frozen = nn.ModuleDict({"time": network.time, "local": network.local})
+    load_strictly(frozen, load_tensors(start.path), start.path)
+    frozen.requires_grad_(False)
+    return network.to(device)
+
+
+def new_local_denoiser(start: Card, device: Device = "cpu", **settings: Any) -> PRDiT:
+    """A new local denoiser beside the transformer of trained weights, which is frozen with the shared time layer.
 
     The local denoiser may have other patches than theirs. It starts at zero, so that the network starts as its
     transformer alone; afterwards all of it can be fine-tuned.
 
     Args:
-        network: of depth 1 or more.
-        residual_ckpt: weights of both stages, with their JSON beside them.
-        process: of this run; None checks nothing.
-        data: of this run; None checks nothing.
+        start: weights of both stages.
+        device: where it trains.
+        settings: of `build_prdit`, for the local denoiser; None is as the card has it.
 
     Raises:
-        ValueError: in one line, when the weights are not told, are missing, have no transformer, or do not fit.
+        ValueError: in one line, when the weights have no transformer, or are truncated.
     """
+    network = built_if_it_fits(build_prdit, **_sizes(start, **settings))
     if network.residual is None:
-        raise ValueError("a new local denoiser needs a transformer beside it: set depth to 1 or more")
-    if residual_ckpt is None:
-        raise ValueError(_NEEDED["residual_ckpt"])
-    settings = _require_same_network(network, residual_ckpt, process, but=("local_patch_size", "local_stride"))
-    facts = _differences(settings, data)
-    if facts:
-        raise ValueError(f"{residual_ckpt} was trained on other volumes: {'; '.join(facts)}")
+        raise ValueError(f"{start.path} has no transformer beside which a new local denoiser could be trained")
     frozen = nn.ModuleDict({"time": network.time, "residual": network.residual})
-    state = {name: value for name, value in load_tensors(residual_ckpt).items() if not name.startswith("local.")}
-    load_strictly(frozen, state, residual_ckpt)
+    state = {name: value for name, value in load_tensors(start.path).items() if not name.startswith("local.")}
+    load_strictly(frozen, state, start.path)
     frozen.requires_grad_(False)
-    return network
+    return network.to(device)
 
 
-def with_frozen_local(
-    network: PRDiT, local_ckpt: Union[str, Path], process: Optional[dict] = None, data: Optional[dict] = None
-) -> PRDiT:
-    """Puts the weights of stage 1 into a stage-2 network and freezes them (design 2.2).
+def _sizes(start: Card, **settings: Any) -> dict[str, Any]:
+    """Arguments of `build_prdit` from a card, with settings that are not None in their place."""
+    if start.kind != "prdit":
+        raise ValueError(f"{start.path} holds a network of the kind {start.kind}; weights of the kind prdit are needed")
+    given = {name: value for name, value in settings.items() if value is not None}
+    sizes = {**start.network, **given, "num_train_timesteps": start.num_train_timesteps}
+    del sizes["kind"]
+    return sizes
 
-    Frozen are the local denoiser with its time head, and the shared time layer.
+
+def high_resolution_network(
+    start: Card, refiner: dict, overrides: dict, freeze_backbone: bool = True, device: Device = "cpu"
+) -> HighResolutionPRDiT:
+    """A new refiner on top of trained weights of a lower grid.
 
     Args:
-        network: of depth 1 or more.
-        local_ckpt: stage 1's weights, with their JSON beside them.
-        process: of this run; None checks nothing.
-        data: of this run; None checks nothing.
+        start: those weights; high-resolution weights make a chain.
+        refiner: settings of `build_high_resolution`, without the backbone.
+        overrides: settings of the backbone that change no weight: attention, activation_checkpointing.
+        freeze_backbone: False trains it too.
+        device: where it trains.
 
     Raises:
-        ValueError: in one line, when there is no stage 1 or it does not fit.
+        ValueError: in one line, when the sizes do not fit.
     """
-    if network.residual is None:
-        raise ValueError("stage 2 needs a depth of 1 or more")
-    if not Path(local_ckpt).is_file():
-        raise ValueError(_NEEDED["local_ckpt"].format(local_ckpt))
-    settings = read_settings(local_ckpt)
-    require_process(local_ckpt, settings, process)
-    # num_predictions is missing where the weights are older than flow matching
-    theirs, ours = {"num_predictions": 2, **settings["network"]}, network.settings
-    facts = [
-        f"{name} {theirs[name]} there, {ours[name]} here" for name in _LOCAL_SETTINGS if theirs[name] != ours[name]
-    ]
-    if _local_grid(theirs) != _local_grid(ours):
-        facts.append(f"patch size and stride {_local_grid(theirs)} there, {_local_grid(ours)} here")
-    facts += _differences(settings, data)
-    if facts:
-        raise ValueError(f"stage 1 in {local_ckpt} does not fit stage 2: {'; '.join(facts)}")
-    frozen = nn.ModuleDict({"time": network.time, "local": network.local})
-    load_strictly(frozen, load_tensors(local_ckpt), local_ckpt)
-    frozen.requires_grad_(False)
-    return network
+    backbone = override_settings(start.network, overrides)
+    given = {**refiner, "num_train_timesteps": start.num_train_timesteps}
+    network = built_if_it_fits(build_high_resolution, backbone, **given)
+    load_strictly(network.backbone, load_tensors(start.path), start.path)
+    network.backbone.requires_grad_(not freeze_backbone)
+    return network.to(device)
+
+
+def high_resolution_grid(start: Card, factor: int) -> list[int]:
+    """The high grid over that of a backbone."""
+    assert start.data is not None
+    return [factor * side for side in start.data.grid]
+
+
+def require_high_grid(start: Card, data: dict, factor: int) -> None:
+    """Refuses volumes that are not those of the backbone at the high grid; ValueError in one line."""
+    ours, wanted = seen_of(data), high_resolution_grid(start, factor)
+    assert start.data is not None
+    if ours["grid"] != wanted:
+        raise ValueError(
+            f"{start.path} is of the grid {start.data.grid}: with the factor {factor} the grid must be {wanted}, got "
+            f"{ours['grid']}"
+        )
+    for name, theirs in start.data.plain().items():
+        if name != "grid" and ours[name] != theirs:
+            raise ValueError(f"{start.path} was trained with {name} {theirs}, this run has {ours[name]}")
 
 
 def require_grid(network: DenoisingNetwork, grid: Sequence[int]) -> None:
@@ -199,9 +200,10 @@ def require_grid(network: DenoisingNetwork, grid: Sequence[int]) -> None:
     Raises:
         ValueError: in one line, when a stride does not divide a side, or a side is too short for the patches.
     """
-    sizes = [(network.settings["patch_size"], network.settings["stride"])]
+    settings = network.settings
+    sizes = [(settings["patch_size"], settings["stride"])]
     if isinstance(network, PRDiT):
-        sizes.insert(0, _local_grid(network.settings))
+        sizes.insert(0, (network.local.patch_size, network.local.stride))
     for patch_size, stride in sizes:
         check_patches(patch_size, stride)
         try:

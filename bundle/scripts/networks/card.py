@@ -1,0 +1,196 @@
+"""The card of weights: the JSON beside them, which says what they are and how to build what they belong to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional, Sequence, Union
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+
+from ..data.intensity import HU, PAPER_COMPAT
+from ..files import PathLike, sha256_of
+from ..spaces import HUWindow
+from .kinds import build_network, kind_of, override_settings
+
+SCHEMA = 1  # of the JSON; files without a number are of the first versions, and still read
+
+
+def _ascending(window: list[float]) -> list[float]:
+    if window[0] >= window[1]:
+        raise ValueError("the lower number comes first")
+    return window
+
+
+def _three(value: Any) -> Any:
+    return [value] * 3 if isinstance(value, int) else value  # the first version stored one number
+
+
+def _complete(network: Any) -> Any:
+    """A network's settings with its kind, which older files do not name, and without T, which is the process's."""
+    if not isinstance(network, dict):
+        return network
+    settings = {"kind": kind_of(network), **network}
+    settings.pop("num_train_timesteps", None)
+    return {**settings, "backbone": _complete(network["backbone"])} if "backbone" in network else settings
+
+
+_Side = Annotated[int, Field(ge=1, le=100_000)]
+_Length = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+_Value = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+class Seen(BaseModel):
+    """What a network sees of a volume: 'grid' in voxels, 'field_of_view_mm', 'hu_window' and 'intensity'."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    grid: Annotated[list[_Side], Field(min_length=3, max_length=3), BeforeValidator(_three)]
+    field_of_view_mm: Union[_Length, Annotated[list[_Length], Field(min_length=3, max_length=3)]]
+    hu_window: Annotated[list[_Value], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
+    intensity: Literal[HU, PAPER_COMPAT] = HU  # type: ignore[valid-type]
+
+    @property
+    def sizes_mm(self) -> list[float]:
+        """Of the field of view along x, y, z."""
+        size = self.field_of_view_mm
+        return [float(side) for side in (size if isinstance(size, list) else [size] * 3)]
+
+    @property
+    def voxels_mm(self) -> list[float]:
+        return [round(length / side, 4) for length, side in zip(self.sizes_mm, self.grid)]
+
+    @property
+    def space(self) -> HUWindow:
+        return HUWindow(*self.hu_window)
+
+    def plain(self) -> dict[str, Any]:
+        """Such that equal sizes are equal: always three numbers."""
+        return {"grid": self.grid, "field_of_view_mm": self.sizes_mm, "hu_window": [float(v) for v in self.hu_window],
+                "intensity": self.intensity}  # fmt: skip
+
+
+class Card(BaseModel):
+    """What weights are: everything that sampling, evaluation and further training need to know of them.
+
+    Entries beside these, such as the hashes of weights that they stand on, are kept as they are.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+    schema_version: Annotated[int, Field(alias="schema", ge=1, le=SCHEMA)] = SCHEMA
+    sha256: str
+    network: Annotated[dict[str, Any], BeforeValidator(_complete)]  # 'kind', one of `KINDS`, and its settings
+    process: dict[str, Any] = {}  # 'name' and settings of a process
+    data: Optional[Seen] = None
+    guidance: dict[str, Any] = {}  # to sample with
+    stage: Optional[str] = None
+    _path: Path = PrivateAttr(Path())
+
+    @property
+    def path(self) -> Path:
+        """Of the weights."""
+        return self._path
+
+    @property
+    def kind(self) -> str:
+        return self.network["kind"]
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T of the process."""
+        return int(self.process.get("num_train_timesteps", 1000))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What belongs to the weights beside the network."""
+        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"schema_version", "sha256", "network"})
+
+    def build(self, **overrides: Any) -> Any:
+        """A new network of this kind, with settings that replace those of the card at each level that has them."""
+        return build_network(**override_settings(self.network, overrides), num_train_timesteps=self.num_train_timesteps)
+
+
+def description_path(weights: PathLike) -> Path:
+    """Where the JSON of weights is.
+
+    Raises:
+        ValueError: in one line, when the weights are not called .pt: those of several endings would share one JSON.
+    """
+    path = Path(weights)
+    if path.suffix != ".pt":
+        raise ValueError(f"{path} must end in .pt: what describes the weights is beside them with .json in its place")
+    return path.with_suffix(".json")
+
+
+def read_card(path: PathLike, required: Sequence[str] = ()) -> Card:
+    """The card of weights, which must be theirs.
+
+    Args:
+        path: of the weights.
+        required: entries that the run needs, beside the network's.
+
+    Raises:
+        ValueError: in one line, when the weights or their JSON are missing, or the JSON is damaged or of other weights.
+    """
+    weights = weights_file(path)
+    description = description_path(weights)
+    if not description.is_file():
+        raise ValueError(
+            f"{weights} has no {description.name} beside it, which says what network it is; copy both files"
+        )
+    card = _parsed(description)
+    missing = [name for name in required if not getattr(card, name, None)]
+    if missing:
+        raise ValueError(f"{description} does not describe the {missing[0]} of the weights; copy it again")
+    if sha256_of(weights) != card.sha256:
+        raise ValueError(f"{weights} is truncated or not the file that {description.name} describes (sha256 differs)")
+    card._path = weights
+    return card
+
+
+def _parsed(path: Path) -> Card:
+    try:
+        return Card.model_validate(json.loads(path.read_bytes()))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"][:2])
+        what = f"its {where} is missing or not right" if where else "it is no table of settings"
+        raise ValueError(f"{path} is not the description of a checkpoint: {what}; copy it again") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not the description of a checkpoint; copy it again") from None
+
+
+def weights_file(path: PathLike) -> Path:
+    """A path of weights that are there; ValueError in one line otherwise, for a folder with the weights in it."""
+    path = Path(path)
+    if path.is_dir():
+        inside = ", ".join(
+            str(path / file.name) for file in sorted(path.glob("*.pt")) if file.with_suffix(".json").is_file()
+        )
+        raise ValueError(f"{path} is a folder: give the weights in it" + (f", {inside}" if inside else ""))
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}")
+    return path
+
+
+def require_free(weights: PathLike, setting: str, **made_from: Optional[str]) -> None:
+    """Refuses weights in place, or a foreign JSON, unless the same command has made them from the same file.
+
+    Args:
+        weights: to be written.
+        setting: that names them.
+        made_from: entries that their JSON has in this case.
+
+    Raises:
+        ValueError: in one line.
+    """
+    path, description = Path(weights), description_path(weights)
+    there = next((one for one in (path, description) if one.exists()), None)
+    if there is None:
+        return
+    try:
+        before = json.loads(description.read_bytes())
+        if all(before.get(name) == value for name, value in made_from.items()):
+            return
+    except (OSError, ValueError, AttributeError, RecursionError):
+        pass
+    raise ValueError(f"{there} exists already and was not made from this file; choose another {setting}")
