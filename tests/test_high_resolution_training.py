@@ -188,7 +188,10 @@ def test_bad_input(backbone, tmp_path):
         ({"grid": [24, 24, 24]}, ["local.pt", "[16, 16, 16]", "factor 2", "[32, 32, 32]", "[24, 24, 24]"]),
         ({"factor": 1}, ["factor", "from 2 to 16"]),
         ({"factor": 3, "refiner_window": 4}, ["refiner_window", "factor 3"]),
-        ({"refiner_stride": 5, "refiner_patch_size": 5, "refiner_window": 0}, ["multiple of the stride 5", "[32, 32, 32]"]),
+        (
+            {"refiner_stride": 5, "refiner_patch_size": 5, "refiner_window": 0},
+            ["multiple of the stride 5", "[32, 32, 32]"],
+        ),
         ({"field_of_view_mm": 100.0}, ["local.pt", "field_of_view_mm", 100.0]),
         ({"process_name": "flow_matching"}, ["local.pt", "cosine_sine", "flow_matching"]),
         ({"backbone_ckpt": str(tmp_path / "none.pt")}, ["none.pt"]),

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scripts.inferers import memory_plan, network_at_times, peak_gb
 from scripts.inferers.memory import FusedAttention, LiveBytes
 from scripts.networks import Card, Guidance, Guided, build_network, preset_settings
-from scripts.networks.high_resolution import override_settings
+from scripts.networks.kinds import override_settings
 from scripts.networks.residual_dit import Attention
 from scripts.schedulers import CosineSineScheduler
 from scripts.spaces import HUWindow

@@ -281,7 +281,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "finetune_from": Setting(INPUT_FILE, "weights to start from, of any sizes"),
         "local_window": _NO_WINDOW,
     },
-    "finetune_high_resolution": {"finetune_from": Setting(FILE, "weights to start from")},
+    "finetune_high_resolution": {"finetune_from": Setting(INPUT_FILE, "weights to start from")},
     "train_new_local": {
         "local_window": _NO_WINDOW,
         "residual_ckpt": Setting(INPUT_FILE, "weights of both stages, whose transformer stays"),
