@@ -16,7 +16,7 @@ from ..files import remove_leftovers, sha256_of
 from ..networks.base import DenoisingNetwork
 from ..networks.card import description_path, require_free
 from ..networks.checkpoint import load_tensors, save_weights
-from ..networks.high_resolution import build_network
+from ..networks.kinds import build_network
 from ..networks.prdit import SIZES
 from ..overlap import check_places
 from ..schedulers import PROCESSES, build_scheduler
