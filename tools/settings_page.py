@@ -16,7 +16,7 @@ prints the settings of a command:
 ```
 python -m monai.bundle run --config_file bundle/configs/inference.yaml --help
 ```
-Switches take `true`, `yes`, `on`, `1`, and `false`, `no`, `off`, `0`; where three numbers stand for x, y, z, one number is all three. Names of files
+and `prdit sample --help` the same at once, without loading PyTorch and MONAI. Switches take `true`, `yes`, `on`, `1`, and `false`, `no`, `off`, `0`; where three numbers stand for x, y, z, one number is all three. Names of files
 and folders are taken as they are typed, `~` is the home folder. An overlay changes defaults of the file it lies on, and
 adds the settings listed here. This page is made by `python tools/settings_page.py`.
 """
