@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import EMAHandler
 from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, RandFlipd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,7 +14,7 @@ from test_training import build_stage2
 
 from scripts.files import release
 from scripts.training import (
-    EMAWarmUp,
+    AveragedWeights,
     EpochSeed,
     GradientGuard,
     LearningRateSchedule,
@@ -111,9 +110,8 @@ def test_learning_rate_warms_up_and_decays():
 def averaged(decay, steps, start=0, average=None):
     """The average of a weight that is its step's number, after `steps` steps, `start` of them in a run before."""
     network = torch.nn.Linear(1, 1)
-    ema = EMAHandler(network, momentum=1 - decay)
+    ema = AveragedWeights(network, decay)
     engine = Engine(lambda engine, _: network.weight.data.fill_(engine.state.iteration))
-    EMAWarmUp(ema).attach(engine)
     ema.attach(engine)
     if start:
         engine.load_state_dict({"iteration": start, "max_epochs": 1, "epoch_length": steps})

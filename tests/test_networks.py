@@ -3,9 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 
 from scripts.networks import build_prdit, prdit_preset, preset_settings
-from scripts.networks.layers import pad_volume, patchify, position_code, sinusoidal_embedding, unpatchify
+from scripts.networks.layers import pad_volume, patchify, position_code, unpatchify
 from scripts.networks.residual_dit import Attention
 
 TIMES = torch.tensor([37.5, 912.0])
@@ -86,10 +87,10 @@ def test_position_code_pads_sizes_that_six_does_not_divide():
     assert not code[:, 24:].any()
 
 
-def test_sinusoidal_embedding_has_cosines_first():
+def test_monais_time_embedding_has_cosines_first():
     times = torch.tensor([0.0, 1.0, 730.25])
     naive = [[wave(float(t) * 10000 ** (-k / 128)) for wave in (math.cos, math.sin) for k in range(128)] for t in times]
-    torch.testing.assert_close(sinusoidal_embedding(times), torch.tensor(naive), rtol=0, atol=1e-4)
+    torch.testing.assert_close(get_timestep_embedding(times, 256), torch.tensor(naive), rtol=0, atol=1e-4)
 
 
 # the two branches

@@ -9,9 +9,8 @@ from typing import Any, Callable, List, Optional, Sequence
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor
-
-from .layers import sinusoidal_embedding
 
 
 class DenoisingNetwork(nn.Module):
@@ -86,7 +85,7 @@ class DenoisingNetwork(nn.Module):
 
     def _time_features(self, times: Tensor) -> Tensor:
         """Shared features of times (B,), (B, time_size) in the weights' precision."""
-        return F.silu(self.time(sinusoidal_embedding(times).to(self.time.weight.dtype)))
+        return F.silu(self.time(get_timestep_embedding(times, 256).to(self.time.weight.dtype)))
 
     def _angles(self, times: Tensor) -> Tensor:
         """theta = pi/2 t/T, (B, 1, 1, 1, 1)."""

@@ -76,14 +76,6 @@ def unpatchify(tokens: Tensor, grid: List[int], stride: int) -> Tensor:
     return blocks.reshape(tokens.shape[0], channels, grid[0] * stride, grid[1] * stride, grid[2] * stride)
 
 
-def sinusoidal_embedding(timesteps: Tensor, size: int = 256, max_period: float = 10000.0) -> Tensor:
-    """Fixed features of the time, (B,) -> (B, size) in float32, cosines first."""
-    half = size // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)[None]  # (B, size / 2)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
 def _axis_code(length: int, num_frequencies: int, device: torch.device) -> Tensor:
     """Code of one axis, (length, 2 * num_frequencies): sines, then cosines, of the token centres in [0, 1]."""
     centres = (torch.arange(length, dtype=torch.float32, device=device) + 0.5) / length
@@ -111,23 +103,13 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm without parameters, the second published variant (design 2.2)."""
-
-    def __init__(self, size: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.size, self.eps = size, eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, [self.size], None, self.eps)
-
-
 def make_norm(kind: str, size: int) -> nn.Module:
-    """The norm that adaLN modulates: 'layer' (LayerNorm without affine, eps 1e-6) or 'rms'."""
+    """The norm that adaLN modulates, without parameters: 'layer' (eps 1e-6), or 'rms' (eps 1e-5), the second published
+    variant (design 2.2)."""
     if kind == "layer":
         return nn.LayerNorm(size, elementwise_affine=False, eps=1e-6)
     if kind == "rms":
-        return RMSNorm(size)
+        return nn.RMSNorm(size, eps=1e-5, elementwise_affine=False)
     raise ValueError(f"norm must be 'layer' or 'rms', got '{kind}'")
 
 
@@ -141,7 +123,7 @@ class AdaptiveModulation(nn.Module):
         super().__init__()
         self.num_parts = num_parts
         self.linear = zero_init(nn.Linear(time_size, num_parts * size))
-        self.norm = RMSNorm(num_parts * size) if norm == "rms" else nn.Identity()
+        self.norm = make_norm("rms", num_parts * size) if norm == "rms" else nn.Identity()
 
     def forward(self, time: Tensor) -> List[Tensor]:
         return self.norm(self.linear(F.silu(time))).chunk(self.num_parts, dim=-1)

@@ -1,7 +1,7 @@
 """Training of both stages with MONAI's engines."""
 
 from .checkpoints import TrainingCheckpoint, claim_folder, require_epochs
-from .handlers import EMAWarmUp, EpochSeed, FrozenAverage, GradientGuard, LearningRateSchedule
+from .handlers import AveragedWeights, EpochSeed, GradientGuard, LearningRateSchedule
 from .length import run_length, tell_length
 from .monitoring import (
     LastValidation,

@@ -121,7 +121,7 @@ class TrainingCheckpoint:
         ckpt_dir: folder.
         name: 'local' for stage 1, 'model' for stage 2.
         network: the trained network.
-        ema_network: its average, from Ignite's EMAHandler.
+        ema_network: its average, see `AveragedWeights`.
         optimizer: of the trainer.
         evaluator: its metric 'val_loss' says which weights are best.
         settings: what goes into the weights' JSON, see `save_weights`.

@@ -83,49 +83,27 @@ class LearningRateSchedule:
             group["lr"] = rate * factor
 
 
-class EMAWarmUp:
-    """Lets the average forget faster while a run is young: decay = min(ema_decay, step / (step + 9)).
+class AveragedWeights(EMAHandler):
+    """Ignite's average of the weights, which forgets faster while a run is young: decay = min(ema_decay, step / (step + 9)).
 
-    Without it a run shorter than 1 / (1 - decay) steps, 10,000 for the paper's 0.9999, keeps and validates little but its
+    Without that a run shorter than 1 / (1 - decay) steps, 10,000 for the paper's 0.9999, keeps and validates little but its
     random first weights. A function of the iteration alone, so it needs no state; Ignite's own warm-up counts its calls
-    and would begin anew in a continued run.
+    and would begin anew in a continued run. Frozen weights stay as they are, bit for bit, which Ignite's formula would move
+    by rounding.
 
     Args:
-        ema: Ignite's handler, attached under its default name.
+        model: whose weights are averaged.
+        decay: share of the average that stays at each step.
     """
 
-    def __init__(self, ema: EMAHandler) -> None:
-        self.momentum = ema.momentum
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        engine.state.ema_momentum = max(self.momentum, 9 / (engine.state.iteration + 9))
-
-
-class FrozenAverage:
-    """Keeps frozen weights as they are in the average, which rounding would otherwise move a little at each step.
-
-    Args:
-        network: the trained network.
-        ema_network: its average.
-    """
-
-    def __init__(self, network: nn.Module, ema_network: nn.Module) -> None:
-        self.pairs = [
-            (own, average)
-            for own, average in zip(network.parameters(), ema_network.parameters())
-            if not own.requires_grad
-        ]
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, momentum=1 - decay)
 
     @torch.no_grad()
-    def __call__(self, engine: Engine) -> None:
-        for own, average in self.pairs:
-            average.copy_(own)
+    def _update_ema_model(self, engine: Engine, name: str) -> None:
+        momentum = max(self.momentum, 9 / (engine.state.iteration + 9))
+        for average, own in zip(self.ema_model.parameters(), self.model.parameters()):
+            average.lerp_(own, momentum)
 
 
 class EpochSeed:
