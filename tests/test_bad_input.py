@@ -63,14 +63,16 @@ def commands(world, out):
     weights, real = world / "ckpt/model.pt", world / "real"
     few = {"num_phantoms": 2, "num_validation_phantoms": 1, "batch_size": 2, "num_validation_times": 1}
     start = {**TINY, **few, "ckpt_dir": out / "ckpt", "max_epochs": 1, "max_steps": 1}
-    whole = {**start, "depth": 2, "local_window": 0}
+    sizes = ("hidden_size", "num_heads", "patch_size", "stride", "local_patch_size", "local_stride", "depth")
+    whole = {name: value for name, value in start.items() if name not in sizes} | {"local_window": 0}
+    local = {name: start[name] for name in ("local_patch_size", "local_stride")}
     evaluate = {"real_dir": real, "generated_dir": world / "generated", "output_dir": out / "report", "device": "cpu"}
     quick = {"num_bootstrap": 4, "num_ms_ssim_pairs": 2}
     return {
         ("train",): start,
-        ("train", "train_global"): {**whole, "local_ckpt": world / "ckpt/local.pt"},
+        ("train", "train_global"): {**whole, "depth": 2, "local_ckpt": world / "ckpt/local.pt"},
         ("train", "finetune"): {**whole, "finetune_from": weights},
-        ("train", "train_new_local"): {**whole, "residual_ckpt": weights},
+        ("train", "train_new_local"): {**whole, **local, "residual_ckpt": weights},
         ("train", "train_high_resolution"): {
             "backbone_ckpt": weights, "ckpt_dir": out / "ckpt", "max_epochs": 1, "max_steps": 1, "num_phantoms": 2, "device": "cpu",
             "num_validation_phantoms": 1, "batch_size": 2, "refiner_window": 1, "refiner_patch_size": 6,
