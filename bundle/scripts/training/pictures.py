@@ -105,7 +105,7 @@ class TrainingPictures:
                 self.space.decode(self.scheduler.path.noise_and_signal(output, noisy, point)[1])
                 for output in (first + second, first)
             )
-            names = ("validation volume", f"u = {level}", "denoised", *self.parts_of(self.network))
+            names = ("validation volume", f"noised, u = {level}", "denoised", *self.parts_of(self.network))
             parts = (hu, self.space.decode(noisy), signal, of_first, signal - of_first)
             rows.append([(name, self.coronal(part, name == names[-1])) for name, part in zip(names, parts)])
         return rows
@@ -146,6 +146,8 @@ def _panel(rows: Rows, title: str, aspect: float) -> Figure:
         axis.axis("off")
     for line, row in zip(axes, rows):
         for axis, (name, plane) in zip(line, row):
+            axis.set(xticks=[], yticks=[])
+            axis.axis("on")  # a frame, for a sample of young weights may be as white as the page
             axis.set_title(name, fontsize="small")
             axis.imshow(plane, cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="bicubic")
     return figure
@@ -161,9 +163,15 @@ def _curves(losses: Path) -> Figure:
     for i, name in enumerate(names):
         for kind, style in (("train", "-"), ("val", ".--")):
             points = [(int(row["step"]), float(row[f"{kind}_{name}"])) for row in rows if row.get(f"{kind}_{name}")]
-            label = f"{name}, {'training' if kind == 'train' else 'validation of the average'}"
+            label = f"{name}, {'training' if kind == 'train' else 'validation'}"
             axis.plot(*zip(*points), style, color=f"C{i}", label=label, linewidth=1)
-    axis.set(xlabel="step", ylabel="loss", yscale="log", title=losses.stem.removesuffix("_losses"))
+    axis.set(
+        xlabel="step",
+        ylabel="loss",
+        yscale="log",
+        title=f"{losses.stem.removesuffix('_losses')}; validation is of the averaged weights",
+    )
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     rate = axis.twinx()
