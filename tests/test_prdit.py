@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -94,6 +95,12 @@ def test_every_command_is_a_command_of_monai(name, capsys):
         places = [word for one in command.positions if one != setting for word in (f"--{one}", "x")]
         (_, given), *_ = shown(capsys, name, f"--{typed}", known[setting], *places)
         assert given[setting] == "y"
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if "prdit" in command.then])
+def test_what_is_told_to_type_next_can_be_typed(name, capsys):
+    words = COMMANDS[name].then.partition("prdit ")[2].split()
+    assert shown(capsys, *(re.sub("{.*}", "x", word) for word in words))
 
 
 def test_settings_reach_monai_as_they_were_typed(capsys):
@@ -295,7 +302,9 @@ def test_a_run_says_what_counts_and_no_more(trained, capsys):
     lines = out.splitlines()
     assert lines[0].startswith("samples 2 volumes of 16³ voxels of 20 mm, 2 network calls each, 1 at a time")
     assert "million parameters" in lines[1] and "CPU cores" in lines[1] and lines[1].endswith("-> o/")
-    assert lines[2].startswith("2 of 2 volumes written to o") and lines[-1] == "next: prdit evaluate o --real DATA"
+    assert (
+        lines[2].startswith("2 of 2 volumes written to o") and lines[-1] == "next: prdit evaluate o REPORT --real DATA"
+    )
     assert len(lines) <= 4 and "\r" not in error and "WARN" not in out + error and "INFO" not in out + error
     run(words)
     assert "2 of 2 volumes are in o already" in capsys.readouterr().out

@@ -76,7 +76,7 @@ COMMANDS = {
         {"ckpt_path": "WEIGHTS", "output_dir": "OUT"},
         main=_SAMPLING,
         short={"n": "num_samples"},
-        then="prdit evaluate {output_dir} --real DATA",
+        then="prdit evaluate {output_dir} REPORT --real DATA",
     ),
     "evaluate": Command(
         "how good are they? report.html",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..data.pictures import LUNG_WINDOW
@@ -171,7 +172,7 @@ def _curves(losses: Path) -> Figure:
         yscale="log",
         title=f"{losses.stem.removesuffix('_losses')}; validation is of the averaged weights",
     )
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     rate = axis.twinx()
