@@ -27,7 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 from scripts.data import chest_phantom  # noqa: E402
-from scripts.data.transforms import three  # noqa: E402
+from scripts.data.geometry import three  # noqa: E402
 from scripts.evaluation import MeasureVolumed, choose_metrics  # noqa: E402
 from scripts.evaluation.records import Records  # noqa: E402
 from scripts.evaluation.set_metrics import EXCESS_LIKENESS, LIKENESS  # noqa: E402

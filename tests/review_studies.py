@@ -4,8 +4,7 @@ import json
 
 from bundle_runs import run
 
-from scripts.data import chest_phantom
-from scripts.data.transforms import grid_affine
+from scripts.data import chest_phantom, grid_affine
 from scripts.inferers import save_volume
 
 SIZE_MM = [320.0] * 3

@@ -26,7 +26,7 @@ from pydicom.uid import CTImageStorage, HTJ2KLossless, ImplicitVRLittleEndian, R
 from scripts.data.dicom import LeftOut, Refused, Series, is_dicom, read_series, read_slices
 from scripts.data.dicom.headers import keep_pydicom_quiet
 from scripts.data.dicom.opened import OpenedDicom
-from scripts.data.sources import find_sources
+from scripts.data.ingest.sources import find_sources
 
 
 def test_slices_are_sorted_by_place_whatever_their_names(tmp_path):

@@ -19,8 +19,7 @@ from monai.bundle import ConfigParser
 from test_docs import PAGES, ROOT, arguments, commands, config_stack, lines_of_prdit
 from test_high_resolution_training import HIGH
 
-from scripts.data import chest_phantom
-from scripts.data.transforms import grid_affine
+from scripts.data import chest_phantom, grid_affine
 from scripts.inferers import save_volume
 from scripts.interop import official_state_dict
 from scripts.networks import prdit_preset, save_weights

@@ -12,7 +12,7 @@ from dicom_series import as_dicom, only, series_in, write_series
 
 from scripts.data.dicom import read_series
 from scripts.data.generated import MARK, GeneratedVolume
-from scripts.data.sources import find_sources
+from scripts.data.ingest.sources import find_sources
 from scripts.inferers import VolumeStore
 
 AFFINE = np.diag([10.0, 10.0, 10.0, 1.0])

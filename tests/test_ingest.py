@@ -12,9 +12,10 @@ from monai.data import MetaTensor
 
 from scripts.data import chest_phantom, ct_datalist, grid_affine
 from scripts.data.hounsfield import blank_warning
-from scripts.data.preparation import Preparation, resample
-from scripts.data.pseudonyms import Pseudonym
-from scripts.data.sources import find_sources
+from scripts.data.ingest.preparation import Preparation
+from scripts.data.ingest.pseudonyms import Pseudonym
+from scripts.data.ingest.sources import find_sources
+from scripts.data.resampling import resample
 
 # the data set
 
@@ -138,7 +139,7 @@ def test_crop_is_centred_on_the_lungs(chest):
 
 
 def test_table_is_removed_and_the_body_kept():
-    from scripts.data.phantom import LABELS
+    from scripts.data.phantoms.phantom import LABELS
 
     volume, labels = chest_phantom(5, (128, 128, 64), (320, 320, 320), return_labels=True)
     affine = grid_affine([128, 128, 64], [320, 320, 320])

@@ -10,7 +10,7 @@ from dicom_series import base, save, truncate
 from ingest import write_chest
 
 from scripts.data import grid_affine
-from scripts.data.sources import find_sources
+from scripts.data.ingest.sources import find_sources
 
 # what is refused
 
@@ -65,7 +65,7 @@ def test_unreadable_files_are_named(prepare, tmp_path, chest, write_nifti):
 
 def test_file_that_cannot_be_opened_is_named(monkeypatch, tmp_path):
     """As above, for those who test as root."""
-    from scripts.data import sources
+    from scripts.data.ingest import sources
 
     (tmp_path / "a.dcm").write_bytes(b"x")
 
@@ -111,7 +111,7 @@ def test_wrong_places_are_named(prepare, tmp_path, kind, one_line):
 
 
 def test_full_disk_stops_in_one_line(prepare, tmp_path, chest, monkeypatch, one_line):
-    from scripts.data import volume_job
+    from scripts.data.ingest import volume_job
 
     def refuse(*arguments):
         raise OSError(28, "No space left on device")

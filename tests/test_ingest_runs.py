@@ -14,7 +14,7 @@ from dicom_series import rewrite
 from ingest import BUNDLE, REAL_CT, volumes_of, write_chest
 
 from scripts.data import LoadCTd, ct_datalist, intensity_of
-from scripts.data.sources import find_sources
+from scripts.data.ingest.sources import find_sources
 
 # running
 

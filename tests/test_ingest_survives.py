@@ -14,9 +14,10 @@ from test_readers import AFFINE, VOLUME
 from volume_files import header_mha, header_nrrd, nifti_bytes, raw
 
 from scripts.data import grid_affine
-from scripts.data.parallel import machine_memory, work, worker_count
+from scripts.data.ingest.parallel import work, worker_count
 from scripts.data.readers import read_file
 from scripts.data.reasons import reason_of
+from scripts.hardware import machine_memory
 
 
 def moody(item):
@@ -91,7 +92,7 @@ def test_reasons_are_ours_or_name_the_kind():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_source_that_kills_its_process_is_rejected(prepare, tmp_path, chest, write_nifti, monkeypatch, num_workers):
-    from scripts.data import sources
+    from scripts.data.ingest import sources
 
     for number in range(3):
         write_nifti(chest, grid_affine([32] * 3, [320] * 3), f"in/{number}.nii.gz", np.int16)

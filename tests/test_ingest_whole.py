@@ -12,8 +12,8 @@ from ingest import linear, world, write_chest
 from PIL import Image
 
 from scripts.data import chest_phantom, ct_datalist, grid_affine
-from scripts.data.ingest_report import write_reports
-from scripts.data.preparation import Preparation
+from scripts.data.ingest.preparation import Preparation
+from scripts.data.ingest.report import write_reports
 from scripts.data.readers import read_file
 
 AFFINE = grid_affine([32] * 3, [320] * 3)

@@ -8,8 +8,8 @@ import pytest
 from dicom_series import write_series
 from ingest import linear
 
-from scripts.data.pseudonyms import Pseudonym
-from scripts.data.sources import find_sources
+from scripts.data.ingest.pseudonyms import Pseudonym
+from scripts.data.ingest.sources import find_sources
 
 
 def touch(folder, *names, content=b"x"):

@@ -8,8 +8,9 @@ from ingest import linear, volumes_of, world, write_chest
 from monai.data import MetaTensor
 
 from scripts.data import chest_phantom, grid_affine
+from scripts.data.geometry import ras_affine
 from scripts.data.hounsfield import hu_problem
-from scripts.data.preparation import ras_affine, resample
+from scripts.data.resampling import resample
 
 # resampling
 

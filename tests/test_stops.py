@@ -10,8 +10,8 @@ import yaml
 from bundle_runs import CONFIGS, losses, run, run_process, training
 from ignite.engine import Events
 
-from scripts.data import ingest
-from scripts.data.volume_job import VolumeJob
+from scripts.data.ingest import dataset as ingest
+from scripts.data.ingest.volume_job import VolumeJob
 from scripts.stops import Terminated, stop_line, stoppable
 
 

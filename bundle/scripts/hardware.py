@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Optional, Union
 
 import torch
 
 GB = 1e9
+_CONTROL_GROUP = "/sys/fs/cgroup/memory.max"  # what a container may take
 CPU_ONLY = (
     "this PyTorch is built for the CPU alone, but there is an NVIDIA GPU: install the CUDA build (https://pytorch.org), "
     "which is many times faster"
@@ -48,15 +50,26 @@ def idle_gpu() -> bool:
     )
 
 
+def machine_memory() -> Optional[int]:
+    """Bytes of memory that this process may take at most; None where the system does not tell."""
+    limits = []
+    if hasattr(os, "sysconf"):  # not on Windows
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError), open(_CONTROL_GROUP) as file:  # no such group, or its limit is 'max'
+        limits.append(int(file.read()))
+    with suppress(ImportError):
+        import resource
+
+        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+    return min((limit for limit in limits if limit > 0), default=None)
+
+
 def memory_bytes(device: Union[str, torch.device]) -> Optional[float]:
     """Memory of a GPU, or of this machine; None where the system does not say."""
     device = torch.device(device)
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return None
+    return machine_memory()
 
 
 def resident_bytes() -> float:

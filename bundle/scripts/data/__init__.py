@@ -1,8 +1,16 @@
-"""Data: lists of volumes, CT and phantoms, the training grid."""
+"""Volumes in files and in HU, and three rooms on top: ingest, phantoms, training data."""
 
-from .datalist import ct_datalist, identity, intensity_of
 from .export_dicom import export_dicom
-from .field_of_view import fit_volumes, require_little_padding
+from .geometry import grid_affine
 from .ingest import prepare_dataset
-from .phantom import LABELS, chest_phantom
-from .transforms import LoadCTd, ToGridd, cache_count, grid_affine
+from .phantoms import LABELS, chest_phantom
+from .training import (
+    LoadCTd,
+    ToGridd,
+    cache_count,
+    ct_datalist,
+    fit_volumes,
+    identity,
+    intensity_of,
+    require_little_padding,
+)

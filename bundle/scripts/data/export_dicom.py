@@ -19,8 +19,8 @@ from ..stops import stoppable
 from .dicom.writing import NO_PATIENT, Origin, series_folder, series_uid, write_series, written_series
 from .generated import GeneratedVolume, is_generated
 from .hounsfield import check_hu, is_label_map
+from .ingest.places import list_files
 from .nifti import read_header
-from .places import list_files
 from .readers import kind_of, read_file
 from .reasons import reason_of
 

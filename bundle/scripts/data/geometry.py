@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from typing import Sequence, Union
 
 import numpy as np
 
-from .parallel import machine_memory
+from ..hardware import machine_memory
 
 _LARGEST_MM = (1000.0, 1000.0, 2500.0)  # what a scanner's opening and a whole body allow, along RAS
 _SMALLEST_VOXEL_MM = 0.01
 _READING_BYTES = 8  # of memory for each voxel: as stored, and as the int16 or float32 that it becomes
+
+
+def three(value: Union[float, Sequence[float]]) -> list[float]:
+    """One number for all axes, or three."""
+    values = [value] * 3 if isinstance(value, (int, float)) else list(value)
+    if len(values) != 3 or any(item <= 0 for item in values):
+        raise ValueError(f"expected one positive number or three, got {value}")
+    return values
+
+
+def ras_affine(centre: Sequence[float], size: Sequence[int], spacing: Sequence[float]) -> np.ndarray:
+    """RAS affine (4, 4) of an upright grid around a point in mm."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = np.asarray(centre) - np.multiply(spacing, np.asarray(size) - 1) / 2
+    return affine
+
+
+def grid_affine(grid: Sequence[int], field_of_view_mm: Sequence[float]) -> np.ndarray:
+    """RAS affine (4, 4) of a volume centred at the origin, in mm."""
+    return ras_affine([0.0] * 3, grid, np.divide(field_of_view_mm, grid).tolist())
 
 
 def extent(shape: Sequence[int], affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

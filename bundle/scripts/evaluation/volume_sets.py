@@ -15,10 +15,11 @@ from typing import Any, Mapping, Optional, Sequence, Union
 import nibabel as nib
 import numpy as np
 
-from ..data import ct_datalist, phantom, phantom_shapes
+from ..data import ct_datalist
+from ..data.geometry import three
+from ..data.ingest.places import list_files
 from ..data.intensity import PAPER_COMPAT
-from ..data.places import list_files
-from ..data.transforms import three
+from ..data.phantoms import phantom, shapes
 from ..files import sha256_of
 
 ROLES = ("real", "training")  # of the sets that generators are compared with; each is also the set's name
@@ -257,7 +258,7 @@ def _mm(size: Sequence[float]) -> str:
 
 def hash_volumes(sets: Sequence[VolumeSet]) -> None:
     """Fills in the hash of each volume: of its file or files, or for a phantom of the code that draws it."""
-    code = "".join(sha256_of(str(module.__file__)) for module in (phantom, phantom_shapes))
+    code = "".join(sha256_of(str(module.__file__)) for module in (phantom, shapes))
 
     def content_hash(item: dict[str, Any]) -> str:
         if isinstance(item["image"], int):

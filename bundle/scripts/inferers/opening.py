@@ -11,7 +11,7 @@ from typing import Any, Mapping, NoReturn, Optional, Sequence, Sized, Union
 import torch
 from ignite.engine import Engine
 
-from ..data.transforms import three
+from ..data.geometry import three
 from ..hardware import CPU_ONLY, GB, device_name, free_disk, idle_gpu, memory_bytes, resident_bytes
 from ..networks.card import Card
 from ..words import bytes_in_words, count

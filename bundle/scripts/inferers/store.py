@@ -14,8 +14,8 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..data.generated import GeneratedVolume, is_generated, save_volume
+from ..data.geometry import grid_affine, three
 from ..data.intensity import HU
-from ..data.transforms import grid_affine, three
 from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, sha256_of, write_json
 from ..stops import stoppable, stoppable_engine

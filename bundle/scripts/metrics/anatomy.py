@@ -7,7 +7,7 @@ from typing import Sequence
 import numpy as np
 from scipy import ndimage
 
-from ..data.anatomy import fill_axial_holes
+from ..data.ingest.anatomy import fill_axial_holes
 
 AIR_THRESHOLD_HU = -400.0  # between lung and soft tissue
 SOFT_TISSUE_HU = -30.0  # fat is below

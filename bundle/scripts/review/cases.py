@@ -13,8 +13,9 @@ import numpy as np
 from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter
 
-from ..data.preparation import clear_surroundings
-from ..data.transforms import LoadCTd, ToGridd, three
+from ..data.geometry import three
+from ..data.ingest.preparation import clear_surroundings
+from ..data.training.transforms import LoadCTd, ToGridd
 
 MIN_SIDE = 16  # voxels; less shows no anatomy
 _LITTLE = 0.8  # share of what most volumes cover

@@ -9,8 +9,8 @@ from typing import Optional, Sequence
 
 import numpy as np
 
-from ..data.places import list_files
-from ..data.transforms import LoadCTd
+from ..data.ingest.places import list_files
+from ..data.training.transforms import LoadCTd
 from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, sha256_of
 from .viewer import Viewed, write_view

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ..data.geometry import three
 from ..data.pictures import LUNG_WINDOW
-from ..data.transforms import three
 from ..files import remove_leftovers, whole_file
 from ..inferers.generator import DiffusionGenerator, Item
 from ..inferers.inferer import autocast

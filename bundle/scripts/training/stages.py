@@ -8,7 +8,7 @@ from typing import Any, Optional, Sequence, Union
 import torch
 from torch import nn
 
-from ..data.transforms import three
+from ..data.geometry import three
 from ..networks.base import DenoisingNetwork
 from ..networks.card import Card, Seen, read_card
 from ..networks.checkpoint import load_network, load_strictly, load_tensors

@@ -15,21 +15,21 @@ from typing import Any, Optional, Sequence, Union
 import ignite.distributed as idist
 from tqdm import tqdm
 
-from ..errors import require_writable
-from ..files import PathLike, hold, release, remove_leftovers, require_own, write_json
-from ..overlap import check_places
-from ..processes import join_processes
-from ..stops import stoppable
-from .datalist import PREPARATION, split_by_name
-from .dicom import MIN_SLICES
-from .ingest_report import write_reports
+from ...errors import require_writable
+from ...files import PathLike, hold, release, remove_leftovers, require_own, write_json
+from ...overlap import check_places
+from ...processes import join_processes
+from ...stops import stoppable
+from ..dicom import MIN_SLICES
+from ..geometry import three
+from ..prepared import PREPARATION, split_by_name
+from ..readers import RAD_CHEST_SPACING
 from .missing import tell_missing
 from .parallel import died, work, worker_count
 from .preparation import Preparation
 from .pseudonyms import MAPPING_COLUMNS, Pseudonym, read_salt, write_mapping
-from .readers import RAD_CHEST_SPACING
+from .report import write_reports
 from .sources import Findings, Inspected, Source, find_sources, inspect_file
-from .transforms import three
 from .volume_job import VolumeJob
 
 REJECTED_STATUS = 2

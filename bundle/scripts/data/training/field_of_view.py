@@ -11,8 +11,8 @@ from typing import Any, Optional, Sequence, Union
 import nibabel as nib
 import numpy as np
 
-from .readers import kind_of, read_file
-from .transforms import three
+from ..geometry import three
+from ..readers import kind_of, read_file
 
 PHANTOM_MM = 320.0
 _LONGEST_SIDE = 64  # voxels

@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Sequence
 
-from ..files import write_text
-from ..pages import render
-from .intensity import HU
+from ...files import write_text
+from ...pages import render
+from ..intensity import HU
 from .volume_job import PICTURE_SIZE
 
 COLUMNS = (
@@ -74,7 +74,7 @@ def _page(rows: Sequence[dict[str, Any]], left_out: Counter, dataset: dict[str, 
         "Left out": others or "no other files",
     }
     return render(
-        "data/ingest_report.html",
+        "data/ingest/report.html",
         facts=facts,
         notes=notes,
         accepted=accepted,

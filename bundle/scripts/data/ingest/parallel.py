@@ -12,8 +12,9 @@ from typing import Any, Callable, Iterable, Iterator, Optional, Sequence
 
 import torch
 
+from ...hardware import machine_memory
+
 WORKER_BYTES = 2 * 1024**3  # what preparing a CT needs at most, see benchmarks/ingest.py
-_CONTROL_GROUP = "/sys/fs/cgroup/memory.max"  # what a container may take
 
 
 class _Worker:
@@ -121,20 +122,6 @@ def _cause_of_death(exit_code: Optional[int]) -> str:
     if exit_code is not None and exit_code < 0:
         return f"ended by {signal.Signals(-exit_code).name}"
     return f"ended with status {exit_code}"
-
-
-def machine_memory() -> Optional[int]:
-    """Bytes of memory that this process may take at most; None where the system does not tell."""
-    limits = []
-    if hasattr(os, "sysconf"):  # not on Windows
-        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with suppress(OSError, ValueError), open(_CONTROL_GROUP) as file:  # no such group, or its limit is 'max'
-        limits.append(int(file.read()))
-    with suppress(ImportError):
-        import resource
-
-        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
-    return min((limit for limit in limits if limit > 0), default=None)
 
 
 def worker_count(num_workers: Optional[int]) -> int:

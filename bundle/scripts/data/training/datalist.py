@@ -6,17 +6,14 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Callable, Iterable, TypeVar, Union
+from typing import Any, Union
 
-from .dicom import MIN_SLICES
-from .intensity import HU, PAPER_COMPAT
-from .pseudonyms import as_bytes
-from .sources import find_sources
+from ..dicom import MIN_SLICES
+from ..ingest.sources import find_sources
+from ..intensity import HU, PAPER_COMPAT
+from ..prepared import PREPARATION, split_by_name
 
-VALIDATION_SHARE = 0.1
 FIRST_VALIDATION_PHANTOM = 1_000_000
-Item = TypeVar("Item")
-PREPARATION = "preparation.json"  # of a prepared data set: its settings
 
 
 def ct_datalist(
@@ -56,16 +53,6 @@ def ct_datalist(
         for index, item in enumerate(items):
             item["index"] = index
     return lists
-
-
-def split_by_name(items: Iterable[Item], name: Callable[[Item], str]) -> tuple[list[Item], list[Item]]:
-    """90 % for training, 10 % for validation, by a hash of their names: the same for all who have the same.
-
-    At least one of several is for validation, none of a single one.
-    """
-    order = sorted(items, key=lambda item: hashlib.sha256(as_bytes(name(item))).hexdigest())
-    count = max(1, round(VALIDATION_SHARE * len(order))) if len(order) > 1 else 0
-    return order[count:], order[:count]
 
 
 def intensity_of(datalist: dict[str, list[dict[str, Any]]]) -> str:

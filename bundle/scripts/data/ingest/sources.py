@@ -11,11 +11,11 @@ from typing import Callable, Iterable, Optional, Sequence, Union
 
 from monai.data import MetaTensor
 
-from ..files import PathLike
-from .dicom import MIN_SLICES, BadSeries, LeftOut, Refused, Series, Slice, assemble, is_dicom, read_slices
+from ...files import PathLike
+from ..dicom import MIN_SLICES, BadSeries, LeftOut, Refused, Series, Slice, assemble, is_dicom, read_slices
+from ..readers import DATA_SUFFIXES, VOLUME_SUFFIXES, kind_of, parts_of, read_dicom, read_file
+from ..reasons import reason_of
 from .places import Listed, list_files
-from .readers import DATA_SUFFIXES, VOLUME_SUFFIXES, kind_of, parts_of, read_dicom, read_file
-from .reasons import reason_of
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 _LABEL_FOLDERS = {"labelstr", "labelsts", "labelsval", "segmentations"}  # of nnU-Net and TotalSegmentator

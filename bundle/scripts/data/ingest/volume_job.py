@@ -13,15 +13,15 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from ..files import whole_file, write_json
-from .dicom import MAX_TILT_DEGREES, LeftOut
-from .intensity import to_hu
-from .nifti import save_nifti
+from ...files import whole_file, write_json
+from ..dicom import MAX_TILT_DEGREES, LeftOut
+from ..intensity import to_hu
+from ..nifti import save_nifti
+from ..pictures import LUNG_WINDOW, MEDIASTINAL_WINDOW, preview_picture
+from ..reasons import reason_of
 from .parallel import died
-from .pictures import LUNG_WINDOW, MEDIASTINAL_WINDOW, preview_picture
 from .preparation import Preparation
 from .pseudonyms import Pseudonym
-from .reasons import reason_of
 from .sources import Source
 
 HISTOGRAM_EDGES = np.linspace(-1024, 1024, 65)  # HU

@@ -1,7 +1,7 @@
 """Procedural chest phantom in Hounsfield units: seeded, deterministic, and the same patient at every grid.
 
 A seed draws a patient; the organs are painted one over another, from the skin to the bones, and noise comes last.
-Frames, units and array shapes are those of `phantom_shapes`: x, y, z are coordinates in design mm that broadcast
+Frames, units and array shapes are those of `shapes`: x, y, z are coordinates in design mm that broadcast
 together, distances are signed and negative inside, and lengths are in design mm.
 """
 
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .phantom_shapes import (
+from .shapes import (
     Block,
     Canvas,
     Tube,

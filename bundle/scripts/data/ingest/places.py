@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
 
-from ..files import PathLike
-from .dicom.writing import is_written_series
-from .readers import DATA_SUFFIXES, HEADER_SUFFIXES, VOLUME_SUFFIXES
+from ...files import PathLike
+from ..dicom.writing import is_written_series
+from ..readers import DATA_SUFFIXES, HEADER_SUFFIXES, VOLUME_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -10,28 +10,13 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, Spacing
 
-from .dicom import MAX_TILT_DEGREES
-from .hounsfield import AIR_HU, check_hu
-from .intensity import HU, to_hu
-from .phantom import chest_phantom
-from .preparation import extent, ras_affine, resample
-from .readers import read_dicom, read_file
-
-
-def grid_affine(grid: Sequence[int], field_of_view_mm: Sequence[float]) -> np.ndarray:
-    """RAS affine (4, 4) of a volume centred at the origin, in mm."""
-    spacing = np.divide(field_of_view_mm, grid)
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = -spacing * (np.asarray(grid) - 1) / 2
-    return affine
-
-
-def three(value: Union[float, Sequence[float]]) -> list[float]:
-    """One number for all axes, or three."""
-    values = [value] * 3 if isinstance(value, (int, float)) else list(value)
-    if len(values) != 3 or any(item <= 0 for item in values):
-        raise ValueError(f"expected one positive number or three, got {value}")
-    return values
+from ..dicom import MAX_TILT_DEGREES
+from ..geometry import extent, grid_affine, ras_affine, three
+from ..hounsfield import AIR_HU, check_hu
+from ..intensity import HU, to_hu
+from ..phantoms.phantom import chest_phantom
+from ..readers import read_dicom, read_file
+from ..resampling import resample
 
 
 class LoadCTd(MapTransform):

@@ -9,7 +9,8 @@ import secrets
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from ..files import whole_file, write_text
+from ...files import whole_file, write_text
+from ..prepared import as_bytes
 from .sources import Source
 
 MAPPING_COLUMNS = ["volume", "patient", "status", "reason", "patient_id", "path"]
@@ -31,11 +32,6 @@ class Pseudonym:
     def of(self, source: Source) -> str:
         """The name of a source's volume."""
         return f"{self.patient(source)}_{self.hash(f'source {source.key}', 8)}"
-
-
-def as_bytes(text: str) -> bytes:
-    """Any text as bytes, names of files that are not UTF-8 included."""
-    return text.encode("utf-8", "surrogateescape")
 
 
 def read_salt(path: Path) -> str:

@@ -1,0 +1,3 @@
+"""Chest phantoms: generated, deterministic, in HU."""
+
+from .phantom import LABELS, chest_phantom
