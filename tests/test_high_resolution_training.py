@@ -185,7 +185,7 @@ def test_chains_train_on_high_resolution_weights(high, tmp_path):
 
 def test_bad_input(backbone, tmp_path):
     for settings, facts in (
-        ({"grid": [24, 24, 24]}, ["local.pt", "[16, 16, 16]", "factor 2", "[32, 32, 32]", "[24, 24, 24]"]),
+        ({"grid": [24, 24, 24]}, ["local.pt", "factor 2", "[32, 32, 32] there", "[24, 24, 24] here"]),
         ({"factor": 1}, ["factor", "from 2 to 16"]),
         ({"factor": 3, "refiner_window": 4}, ["refiner_window", "factor 3"]),
         (

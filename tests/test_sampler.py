@@ -191,7 +191,7 @@ def test_compiling_leaves_the_settings_of_this_process_alone(make_network, monke
         return call
 
     monkeypatch.setattr(torch, "compile", fake)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": True})
     for compiled, suppressed in ((None, True), (True, False)):
         network = inference_network(make_network(), CPU, bf16=True, compile=compiled, num_calls=10**6)
         sample(network, CosineSineScheduler(), steps=1)

@@ -58,7 +58,7 @@ def test_the_largest_seed_is_a_seed():
 @pytest.mark.parametrize(("amx", "calls", "pays"), [(True, 1000, True), (True, 999, False), (False, 10**6, False)])
 def test_compiling_is_on_where_it_was_measured_to_pay(amx, calls, pays, monkeypatch, make_network):
     """Long bf16 runs on a CPU with AMX."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": amx})
     assert compiling_pays(CPU, calls) is pays
     assert not compiling_pays(torch.device("cuda"), calls)
     for bf16 in (True, False):

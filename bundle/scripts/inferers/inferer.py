@@ -11,7 +11,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 matrix products are faster than fp32 there: CUDA from Ampere on, CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    has = torch.cpu.get_capabilities()
+    return has.get("avx512_bf16", False) or has.get("amx_tile", False)
 
 
 def uses_bf16(device: torch.device, bf16: Optional[bool] = None) -> bool:

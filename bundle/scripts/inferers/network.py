@@ -53,7 +53,7 @@ def inference_network(
 
 def compiling_pays(device: torch.device, num_calls: int) -> bool:
     """Whether torch.compile was measured to save more than it costs: in long runs in bf16 on a CPU with AMX."""
-    has_amx = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    has_amx = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_tile", False)
     return has_amx and num_calls >= COMPILE_FROM_CALLS and _has_compiler()
 
 

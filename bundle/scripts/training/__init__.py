@@ -35,7 +35,6 @@ from .stages import (
     new_network,
     parameters_to_train,
     require_grid,
-    require_high_grid,
     require_same_volumes,
     start_from,
 )

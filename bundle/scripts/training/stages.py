@@ -56,15 +56,17 @@ def seen_of(data: dict) -> dict[str, Any]:
     return Seen.model_validate({**whole, "hu_window": [float(bound) for bound in data["hu_window"]]}).plain()
 
 
-def require_same_volumes(start: Optional[Card], data: dict, voxels: bool = True) -> None:
+def require_same_volumes(start: Optional[Card], data: dict, voxels: bool = True, factor: int = 1) -> None:
     """Refuses to train weights on, or beside weights of, volumes of another HU window, intensity or size of a voxel.
 
-    Another grid at the same size of a voxel is for a stage to learn.
+    Another grid at the same size of a voxel is for a stage to learn; at high resolution the voxels are smaller by the factor,
+    and the field of view is that of the backbone.
 
     Args:
         start: the weights, if any.
         data: of this run: 'grid', 'field_of_view_mm', 'hu_window', 'intensity'.
         voxels: whether the size of a voxel counts; fine-tuning learns another one.
+        factor: of the grid over that of the weights, at high resolution.
 
     Raises:
         ValueError: in one line.
@@ -73,11 +75,15 @@ def require_same_volumes(start: Optional[Card], data: dict, voxels: bool = True)
         return
     there, here = start.data, Seen.model_validate(seen_of(data))
     facts = {"hu_window": (there.hu_window, here.hu_window), "intensity": (there.intensity, here.intensity)}
-    if voxels:
+    if factor > 1:
+        facts["grid"] = (high_resolution_grid(start, factor), here.grid)
+        facts["field_of_view_mm"] = (there.sizes_mm, here.sizes_mm)
+    elif voxels:
         facts["voxels (mm)"] = (there.voxels_mm, here.voxels_mm)
+    at = f" (with the factor {factor})" if factor > 1 else ""
     differ = [f"{name} {one} there, {other} here" for name, (one, other) in facts.items() if one != other]
     if differ:
-        raise ValueError(f"{start.path} was trained on other volumes: {'; '.join(differ)}")
+        raise ValueError(f"{start.path} was trained on other volumes{at}: {'; '.join(differ)}")
 
 
 def new_network(device: Device = "cpu", **sizes: Any) -> PRDiT:
@@ -178,20 +184,6 @@ def high_resolution_grid(start: Card, factor: int) -> list[int]:
     """The high grid over that of a backbone."""
     assert start.data is not None
     return [factor * side for side in start.data.grid]
-
-
-def require_high_grid(start: Card, data: dict, factor: int) -> None:
-    """Refuses volumes that are not those of the backbone at the high grid; ValueError in one line."""
-    ours, wanted = seen_of(data), high_resolution_grid(start, factor)
-    assert start.data is not None
-    if ours["grid"] != wanted:
-        raise ValueError(
-            f"{start.path} is of the grid {start.data.grid}: with the factor {factor} the grid must be {wanted}, got "
-            f"{ours['grid']}"
-        )
-    for name, theirs in start.data.plain().items():
-        if name != "grid" and ours[name] != theirs:
-            raise ValueError(f"{start.path} was trained with {name} {theirs}, this run has {ours[name]}")
 
 
 def require_grid(network: DenoisingNetwork, grid: Sequence[int]) -> None:
