@@ -84,7 +84,7 @@ def commands(world, out):
         ("evaluate", "wscore"): {**evaluate, "num_steps": 1, "batch_size": 1, "critic_channels": [2], "num_seeds": 1},
         ("evaluate", "sampling_sweep"): {
             "real_dir": real, "output_dir": out / "report", "checkpoints": {"a": str(weights)}, "num_samples": 2,
-            "num_inference_steps": [1], "predictor_ratios": [1], "metrics": ["HU"], "device": "cpu", **quick,
+            "num_inference_steps": [1], "predictor_ratio": [1], "metrics": ["HU"], "device": "cpu", **quick,
         },
         ("review",): {**_study(world), "output_dir": out / "study"},
         ("review_score",): {

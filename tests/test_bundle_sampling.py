@@ -6,7 +6,8 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_runs import CONFIGS, assert_refused, run_process, sample
+import yaml
+from bundle_runs import CONFIGS, assert_refused, run, run_process, sample
 
 from scripts.inferers import Writer
 
@@ -269,3 +270,14 @@ def test_writers_are_known_and_hold_nifti(trained, tmp_path):
         with assert_refused(fact):
             sample(num_samples=1, writers=writers, **settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_sampler_has_one_name(trained, tmp_path):
+    """1,000 equal predictor-corrector steps of p = 2 without guidance, whatever the weights recommend; fewer for this test."""
+    given = {"ckpt_path": trained / "ckpt" / "model.pt", "output_dir": tmp_path, "num_samples": 1}
+    run("run", ["inference", "paper_sampler"], **given, num_inference_steps=3)
+    facts = json.loads((tmp_path / "seed_000000.json").read_text())
+    expected = {"solver": "predictor_corrector", "predictor_ratio": 2.0, "eta": None, "spacing": "uniform"}
+    expected |= {"prediction": None, "guidance": None}
+    assert {name: facts[name] for name in expected} == expected
+    assert yaml.safe_load((CONFIGS / "paper_sampler.yaml").read_text())["num_inference_steps"] == 1000

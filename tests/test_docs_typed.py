@@ -42,7 +42,7 @@ TINY = {
         "grid": [16, 16, 16], "field_of_view_mm": 320, "metrics": ["HU"], "num_bootstrap": 10, "num_phantoms": 4,
     },
     "wscore": {"num_steps": 2, "batch_size": 2, "critic_channels": [4, 8], "num_seeds": 1, "cache_gb": 0.1},
-    "sampling_sweep": {"num_inference_steps": [2, 3], "num_samples": 2},
+    "sampling_sweep": {"num_inference_steps": [2, 4], "num_samples": 2},
     "review": {"num_cases": 2},
 }  # fmt: skip
 TINY_SCRIPTS = {

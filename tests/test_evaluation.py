@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +16,7 @@ from evaluations import GRID, QUICK, SIZE_MM, evaluate, phantom, write
 from monai.bundle import ConfigParser
 
 from scripts.data import grid_affine
-from scripts.evaluation import Comparison, common_grid, load_sets
+from scripts.evaluation import Comparison, SamplingSweep, common_grid, load_sets
 from scripts.evaluation.figures import dot_plot, line_plot
 from scripts.evaluation.headline import headline as headline_of
 from scripts.hardware import device_name
@@ -205,7 +206,7 @@ def test_a_sweep_samples_every_combination_once_and_compares_them(make_network, 
         save_weights(make_network(seed), tmp_path / f"{name}.pt", settings)
     given = {
         "checkpoints": {name: str(tmp_path / f"{name}.pt") for name in ("a", "b")},
-        "predictor_ratios": [1, 2],
+        "predictor_ratio": [1, 2],
         "num_inference_steps": [2],
         "num_samples": 2,
         "metrics": ["FID", "HU-Wasserstein (HU)"],
@@ -219,11 +220,35 @@ def test_a_sweep_samples_every_combination_once_and_compares_them(make_network, 
     assert len(parser.get_parsed_content("generated_dirs")) == 4 and not (tmp_path / "r").exists()  # read, not sampled
     run("run", ["evaluate", "sampling_sweep"], **given)
     found = json.loads((tmp_path / "r" / "metrics.json").read_text())
-    assert list(found["distances"]) == ["a, p = 1", "a, p = 2", "b, p = 1", "b, p = 2"]
-    first = tmp_path / "r" / "samples" / "a_p1_steps2" / "seed_000000.nii.gz"
+    assert list(found["distances"]) == [
+        f"{name}, predictor_corrector, p = {p}, uniform, guidance 0, 2 calls" for name in "ab" for p in (1, 2)
+    ]
+    first = tmp_path / "r" / "samples" / "a_predictor_corrector_1_uniform_0_2" / "seed_000000.nii.gz"
+    facts = json.loads(first.with_name("seed_000000.json").read_text())
+    of_paper = {
+        "solver": "predictor_corrector",
+        "predictor_ratio": 1,
+        "eta": None,
+        "spacing": "uniform",
+        "guidance": None,
+    }
+    assert {name: facts[name] for name in of_paper} == of_paper
     written = first.stat().st_mtime_ns
     run("run", ["evaluate", "sampling_sweep"], **given)
     assert first.stat().st_mtime_ns == written
+
+
+def test_a_sweep_passes_every_setting_of_the_sampler_that_it_is_given(tmp_path):
+    samplers = {
+        "solver": ["ddim", "heun"], "predictor_ratio": [None], "eta": [0.0, 0.5], "spacing": ["quadratic"],
+        "prediction": [None, "noise"], "guidance": [0.25], "num_inference_steps": [4], "seed": [0, 7],
+    }  # fmt: skip
+    sweep = SamplingSweep({"a": "a.pt"}, samplers, 3, 2, str(tmp_path))
+    assert len(sweep.folders) == len(set(sweep.folders.values())) == len(sweep._runs) == 16
+    for values in product(*samplers.values()):
+        wanted = {**dict(zip(samplers, values)), "ckpt_path": "a.pt", "num_samples": 3, "batch_size": 2}
+        assert sum(wanted.items() <= run.items() for run in sweep._runs) == 1
+    assert "a, heun, eta = 0.5, quadratic, noise alone, guidance 0.25, 4 calls, seeds from 7" in sweep.folders
 
 
 def test_one_volume_says_which_metrics_need_more(planted, results, tmp_path, capsys):

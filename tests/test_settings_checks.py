@@ -54,6 +54,7 @@ STACKS = (
     ("train", "train_high_resolution", "finetune_high_resolution"),
     ("train", "train_global", "flow_matching", "paper_128", "mlflow", "multi_gpu"),
     ("inference", "inference_high_resolution"),
+    ("inference", "paper_sampler"),
     ("evaluate", "totalsegmentator"),
     ("evaluate", "wscore"),
     ("evaluate", "wscore", "sampling_sweep"),

@@ -4,48 +4,51 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 from monai.bundle import ConfigWorkflow
 
 from ..errors import bundle_root, require_writable
 
+_IN_WORDS = {
+    "predictor_ratio": "p = {:g}", "eta": "eta = {:g}", "prediction": "{} alone", "guidance": "guidance {:g}",
+    "num_inference_steps": "{} calls", "seed": "seeds from {}",
+}  # fmt: skip
+
 
 class SamplingSweep:
-    """Every combination of checkpoints, values of p and numbers of steps.
+    """Every combination of checkpoints and sampler settings.
 
     Args:
         checkpoints: weights by name.
-        predictor_ratios: values of p.
-        num_inference_steps: numbers of steps.
+        samplers: values by the names of the settings of inference.yaml; None is that of the weights or the solver.
         num_samples: volumes of each combination, from the same seeds.
-        seed: the first one.
         batch_size: of the sampler.
         output_dir: gets a folder for each combination.
 
     Attributes:
-        folders: of the combinations, by a name that says what differs.
+        folders: of the combinations, by the name of the checkpoint and the whole sampler.
     """
 
     def __init__(
         self,
         checkpoints: Mapping[str, str],
-        predictor_ratios: Sequence[float],
-        num_inference_steps: Sequence[int],
+        samplers: Mapping[str, Sequence[Any]],
         num_samples: int,
-        seed: int,
         batch_size: int,
         output_dir: str,
     ) -> None:
         self.folder, self.folders, self._runs = output_dir, dict[str, str](), []
-        for (name, ckpt_path), ratio, steps in product(checkpoints.items(), predictor_ratios, num_inference_steps):
-            label = name
-            label += f", p = {ratio:g}" if len(predictor_ratios) > 1 else ""
-            label += f", {steps} steps" if len(num_inference_steps) > 1 else ""
-            self.folders[label] = str(Path(output_dir).absolute() / f"{name}_p{ratio:g}_steps{steps}")
-            settings = {"ckpt_path": ckpt_path, "predictor_ratio": ratio, "num_inference_steps": steps, "seed": seed}
-            settings |= {"num_samples": num_samples, "batch_size": batch_size, "output_dir": self.folders[label]}
-            self._runs.append(settings)
+        for (name, ckpt_path), *values in product(checkpoints.items(), *samplers.values()):
+            sampler = dict(zip(samplers, values))
+            told = {one: value for one, value in sampler.items() if value is not None}
+            if len(samplers.get("seed", ())) < 2:
+                told.pop("seed", None)
+            words = [_IN_WORDS.get(one, "{}").format(value) for one, value in told.items()]
+            label = ", ".join([name, *words])
+            self.folders[label] = str(Path(output_dir).absolute() / "_".join([name, *map(str, told.values())]))
+            settings = {**sampler, "ckpt_path": ckpt_path, "num_samples": num_samples, "batch_size": batch_size}
+            self._runs.append({**settings, "output_dir": self.folders[label]})
 
     def run(self) -> None:
         """Runs inference.yaml for each; volumes that are there already are kept."""

@@ -177,6 +177,12 @@ _SAMPLE = {
     "world_size": _WORLD_SIZE,
 }
 
+
+def _values(name: str) -> Setting:
+    """Several values of a setting of inference.yaml, each of which is sampled."""
+    return Setting(several(_SAMPLE[name].kind), f"each in turn: {_SAMPLE[name].sentence}", _SAMPLE[name].unit)
+
+
 _EVALUATE = {
     "dataset_dir": Setting(maybe(INPUT_FOLDER), "another name of real_dir, as in training"),
     "real_dir": Setting(maybe(INPUT_FOLDER), "real volumes: prepared data set or folder of CT; null: phantoms"),
@@ -362,10 +368,10 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "checkpoints": Setting(
             named(INPUT_FILE, "{'shipped': 'bundle/models/model.pt'}"), "weights to sample, by name"
         ),
-        "predictor_ratios": Setting(several(number(1)), "values of p"),
-        "num_inference_steps": Setting(several(whole(1, 1000)), "network calls per volume"),
+        **{name: _values(name) for name in ("solver", "predictor_ratio", "eta", "spacing", "prediction", "guidance")},
+        "num_inference_steps": _values("num_inference_steps"),
         "num_samples": Setting(whole(1, 10 * MILLION), "volumes of each combination, from the same seeds"),
-        "sampling_seed": Setting(whole(0, LARGEST_SEED), "of the first volume"),
+        "sampling_seed": Setting(several(whole(0, LARGEST_SEED)), "of the first volume; several: each in turn"),
         "sampling_batch_size": Setting(whole(1, 65_536), "at a time", "volumes"),
         "samples_dir": Setting(FOLDER, "where the volumes are written"),
     },
