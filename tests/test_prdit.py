@@ -317,6 +317,28 @@ def test_a_run_that_ends_early_ends_prdit(trained, capsys):
     assert "next" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train D C", "next: prdit sample C/model.pt OUT"),
+        ("train D C --stage 2", "next: prdit sample C/model.pt OUT"),
+        ("train D C --stage 1", "next: prdit train --dataset_dir D --ckpt_dir C --stage 2"),
+        ("train --ckpt_dir C --stage 1", "next: prdit train --ckpt_dir C --stage 2"),
+        ("train D C --dry_run", None),
+        ("train D C --dry_run True", None),
+    ],
+)
+def test_what_is_told_to_type_next_fits_what_was_made(words, said, monkeypatch, tmp_path, capsys):
+    """Weights of stage 1 are not sampled, and a dry run has made nothing."""
+    monkeypatch.chdir(tmp_path)
+    Path("D").mkdir()
+    monkeypatch.setattr("scripts.commands.main.start", lambda one, verbose: 0)
+    monkeypatch.setattr("scripts.commands.main.mark_finished", lambda one: None)
+    run(words.split())
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next")]
+    assert lines == ([said] if said else [])
+
+
 def test_finished_stages_are_left_alone(monkeypatch, tmp_path, capsys):
     """The same command goes on with what is not finished; other settings train on."""
     started = []

@@ -17,7 +17,7 @@ GOOD = [
     ["train", "train_high_resolution"], ["train", "train_high_resolution", "finetune_high_resolution"],
     ["train", "train_global", "flow_matching", "paper_128", "mlflow", "multi_gpu"], ["train", "paper_128"],
     ["train", "finetune", "flow_matching"], ["inference", "flow_matching", "multi_gpu"],
-    ["inference", "inference_high_resolution", "multi_gpu"], ["evaluate", "wscore", "sampling_sweep"],
+    ["inference", "inference_high_resolution", "paper_sampler", "multi_gpu"], ["evaluate", "wscore", "sampling_sweep"],
     ["evaluate", "totalsegmentator", "sampling_sweep"], ["evaluate", "multi_gpu"], ["preprocess"], ["export"],
     ["export_dicom"], ["import_official"], ["view"], ["review"], ["review_score"],
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Optional, Sequence
 from .checks import check_values
 from .finished import is_finished, mark_finished
 from .plan import planned
-from .runs import SWITCHES, Run, runs_of
+from .runs import LOCAL, SWITCHES, Run, runs_of
 from .stacks import merged
 from .start import run_monai, start
 from .table import ABOUT, Command, available
@@ -70,10 +70,21 @@ def _run(words: list[str]) -> None:
     status = max([_status(one, plan, verbose) for one in runs])
     if command.said and not plan:
         print(command.said)
-    if command.then and not plan and os.path.exists(os.path.expanduser(_filled(command.made, runs[-1])) or os.curdir):
-        print(f"next: {_filled(command.then, runs[-1])}")
+    nothing_made = plan or runs[-1].settings.get("dry_run", "False").lower() in ("true", "1", "yes", "on")
+    if (
+        command.then
+        and not nothing_made
+        and os.path.exists(os.path.expanduser(_filled(command.made, runs[-1])) or os.curdir)
+    ):
+        print(f"next: {_filled(command.then, runs[-1]) if runs[-1].stage != LOCAL else _second_stage(runs[-1])}")
     if status:
         sys.exit(status)
+
+
+def _second_stage(first: Run) -> str:
+    """What trains stage 2 after stage 1 alone, which draws no anatomy."""
+    places = [f"--{name} {first.settings[name]}" for name in ("dataset_dir", "ckpt_dir") if name in first.settings]
+    return " ".join(["prdit train", *places, "--stage 2"])
 
 
 def _listed(commands: dict[str, Command]) -> str:
