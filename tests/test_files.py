@@ -1,5 +1,6 @@
 """Files appear whole or not at all, one run at a time writes to a folder, and what dead runs left is removed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 
 from scripts import files
 from scripts.errors import require_writable
-from scripts.files import hold, release, remove_leftovers, whole_file, write_text
+from scripts.files import hold, release, remove_leftovers, whole_file, write_json, write_text
 
 HOLDER = """
 import sys, time
@@ -156,3 +157,11 @@ def test_file_systems_without_locks_are_written_to(tmp_path, monkeypatch):
     remove_leftovers(tmp_path)  # whose they are cannot be told
     release(tmp_path)
     assert names(tmp_path) == [".prdit-0123.part", "a"]
+
+
+def test_json_is_json_whatever_was_measured(tmp_path):
+    """Python would write NaN and Infinity, which no other reader knows."""
+    content = {"a": [1.5, float("nan"), {"b": (float("inf"), 2, "x", None, True)}], "ü": -0.0}
+    write_json(tmp_path / "x.json", content)
+    found = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert found == {"a": [1.5, None, {"b": [None, 2, "x", None, True]}], "ü": 0.0}

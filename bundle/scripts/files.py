@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -86,8 +87,16 @@ def write_text(path: PathLike, text: str, private: bool = False) -> None:
 
 
 def write_json(path: PathLike, content: Any, private: bool = False) -> None:
-    """Writes what JSON can hold as a `whole_file`."""
-    write_text(path, json.dumps(content, indent=4, ensure_ascii=False) + "\n", private)
+    """Writes what JSON can hold as a `whole_file`; numbers that are not finite, which it cannot, become null."""
+    write_text(path, json.dumps(_finite(content), indent=4, ensure_ascii=False, allow_nan=False) + "\n", private)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def sha256_of(path: PathLike) -> str:

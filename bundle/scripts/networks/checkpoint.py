@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from pathlib import Path
 from typing import Any, Optional
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import require_writable
-from ..files import PathLike, remove_leftovers, whole_file, write_text
+from ..files import PathLike, remove_leftovers, whole_file, write_json
 from ..overlap import check_places
 from .base import DenoisingNetwork
 from .card import SCHEMA, Card, description_path, read_card, require_free, weights_file
@@ -98,9 +97,7 @@ def save_weights(
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         content = {"schema": SCHEMA, "sha256": sha256, "network": network.settings, **facts}
-        write_text(
-            description, json.dumps(content, indent=4) + "\n"
-        )  # first: weights without it could not be told from others'
+        write_json(description, content)  # first: weights without it could not be told from others'
     return sha256
 
 
