@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch.nn import functional as F
 
 from scripts.data import LABELS, chest_phantom
 from scripts.evaluation.set_metrics import comparison_metrics
@@ -36,6 +37,7 @@ from scripts.metrics import (
     squared_mmd,
     wasserstein_distance,
 )
+from scripts.metrics.features import _state_hash
 
 WINDOW = (-1000.0, 1000.0)
 
@@ -311,6 +313,42 @@ def test_random_pairs_are_different_pairs_of_different_volumes():
     pairs = random_pairs(6, 100, 0)
     assert len(pairs) == len(set(pairs)) == 15 and all(i < j for i, j in pairs)
     assert random_pairs(50, 10, 1) == random_pairs(50, 10, 1) != random_pairs(50, 10, 2)
+
+
+def medicalnet_by_hand(state, x):
+    """MedicalNet's ResNet-50 from its description: stem of stride 2, maximum, 3 + 4 + 6 + 3 bottlenecks, mean."""
+
+    def norm(x, name):
+        part = [state[f"{name}.{end}"] for end in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(x, *part, training=False, eps=1e-5)
+
+    def conv(x, name, **how):
+        return F.conv3d(x, state[f"{name}.weight"], **how)
+
+    x = F.relu(norm(conv(x, "conv1", stride=2, padding=3), "bn1"))
+    x = F.max_pool3d(x, 3, stride=2, padding=1)
+    for layer, count, stride, dilation in ((1, 3, 1, 1), (2, 4, 2, 1), (3, 6, 1, 2), (4, 3, 1, 4)):
+        for i in range(count):
+            block, step = f"layer{layer}.{i}", stride if i == 0 else 1
+            y = F.relu(norm(conv(x, f"{block}.conv1"), f"{block}.bn1"))
+            y = conv(y, f"{block}.conv2", stride=step, padding=dilation, dilation=dilation)
+            y = norm(conv(F.relu(norm(y, f"{block}.bn2")), f"{block}.conv3"), f"{block}.bn3")
+            if i == 0:
+                x = norm(conv(x, f"{block}.downsample.0", stride=step), f"{block}.downsample.1")
+            x = F.relu(x + y)
+    return x.mean((2, 3, 4))
+
+
+def test_features_are_those_of_medicalnets_network():
+    """Not of MONAI's ResNet-50, which takes the same weights without a word."""
+    extractor = FeatureExtractor(None, bf16=False)
+    volume = 500 * torch.randn(1, 1, 24, 32, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = medicalnet_by_hand(extractor.network.state_dict(), ((volume + 1000) / 2000).clamp(0, 1))
+        torch.testing.assert_close(extractor(volume), expected, rtol=1e-4, atol=1e-5)
+    before = extractor.sha256
+    extractor.network.conv1.stride = (1, 1, 1)
+    assert _state_hash(extractor.network) != before, "features of two geometries would share a cache"
 
 
 def test_random_features_are_fixed_and_say_so():

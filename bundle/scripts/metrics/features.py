@@ -15,11 +15,18 @@ from ..settings import usable_device
 
 NUM_FEATURES = 2048
 RANDOM_SEED = 0
-MEDICALNET: dict[str, Any] = {"spatial_dims": 3, "n_input_channels": 1, "feed_forward": False, "shortcut_type": "B"}
+MEDICALNET: dict[str, Any] = {
+    "spatial_dims": 3, "n_input_channels": 1, "feed_forward": False, "shortcut_type": "B", "bias_downsample": False,
+    "conv1_t_stride": 2,
+}  # fmt: skip
+DILATIONS = {"layer3": 2, "layer4": 4}  # in place of MONAI's strides: the weights fit both, the features are others
 
 
 class FeatureExtractor(nn.Module):
-    """Volumes (B, 1, X, Y, Z) in HU to features (B, 2048): ResNet-50 and global average pooling.
+    """Volumes (B, 1, X, Y, Z) in HU to features (B, 2048): Med3D's ResNet-50 and global average pooling.
+
+    It is the network of MedicalNet (Chen et al. 2019): a stem of stride 2, and dilations of 2 and 4 where MONAI's ResNet-50
+    has strides.
 
     HU of the window go to [0, 1], the scale of the paper's preprocessed data, and nothing else is normalised.
 
@@ -78,7 +85,7 @@ def _medicalnet(feature_weights: Optional[str]) -> nn.Module:
     state = {} if feature_weights is None else load_tensors(feature_weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        network = resnet50(bias_downsample=False, **MEDICALNET)
+        network = _dilated(resnet50(**MEDICALNET))
     if feature_weights is not None:
         state = state.get("state_dict", state)
         state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -88,7 +95,7 @@ def _medicalnet(feature_weights: Optional[str]) -> nn.Module:
 
 def _from_hub() -> nn.Module:
     try:
-        return resnet50(pretrained=True, bias_downsample=False, **MEDICALNET)
+        return _dilated(resnet50(pretrained=True, **MEDICALNET))
     except Exception as error:  # whatever the hub's client raises, or that it is not installed
         raise ValueError(
             f"feature_weights hub: the weights cannot be fetched ({type(error).__name__}); download "
@@ -96,8 +103,22 @@ def _from_hub() -> nn.Module:
         ) from None
 
 
+def _dilated(network: Any) -> nn.Module:
+    """MONAI's ResNet-50 with MedicalNet's dilations."""
+    for name, dilation in DILATIONS.items():
+        for block in getattr(network, name):
+            block.conv2.stride, block.conv2.dilation, block.conv2.padding = (1,) * 3, (dilation,) * 3, (dilation,) * 3
+            if block.downsample is not None:
+                block.downsample[0].stride = (1,) * 3
+    return network
+
+
 def _state_hash(network: nn.Module) -> str:
+    """Of the weights and of the strides and dilations, which say as much about the features."""
     digest = hashlib.sha256()
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv3d):
+            digest.update(f"{name} {layer.stride} {layer.dilation}".encode())
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
