@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from scripts.networks import build_prdit, export_weights, network_from_checkpoint, read_card, save_weights, sha256_of
-from scripts.networks.checkpoint import load_strictly, load_tensors
+from scripts.networks.checkpoint import load_strictly, load_tensors, save_tensors
 
 
 @pytest.fixture
@@ -373,3 +373,11 @@ def test_export_repeats_itself_and_what_a_kill_left(saved, tmp_path):
         assert files(tmp_path) == once
     export_weights(saved[1], tmp_path / "out.pt", "float32")
     assert files(tmp_path) != once
+
+
+def test_equal_contents_are_equal_bytes(tmp_path):
+    """Whether two texts are one object or two, as they are after a checkpoint was loaded."""
+    for name, text in (("a", "betas"), ("b", "".join(["be", "tas"]))):
+        save_tensors({"x": {text: torch.ones(2)}, "y": ["betas", (text, 0.5)]}, tmp_path / f"{name}.pt")
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    assert load_tensors(tmp_path / "a.pt")["y"] == ["betas", ("betas", 0.5)]

@@ -15,7 +15,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from ..errors import require_writable
-from ..files import hold, release, remove_leftovers, set_aside, whole_file
+from ..files import hold, release, remove_leftovers, set_aside
 from ..metrics import (
     OrganSegmenter,
     anatomy_sizes,
@@ -24,7 +24,7 @@ from ..metrics import (
     radial_power_spectrum,
     soft_tissue_grain,
 )
-from ..networks.checkpoint import load_tensors
+from ..networks.checkpoint import load_tensors, save_tensors
 from .volume_sets import VolumeSet
 
 Records = dict[str, Tensor]  # of a set: each entry stacked, (N, ...)
@@ -79,8 +79,7 @@ class MeasureVolumed(MapTransform):
 
 def save_record(record: dict[str, Tensor], path: Path) -> None:
     """Writes a record with a hash of its content and name, so that a damaged or foreign one is not taken for it."""
-    with whole_file(path) as file:
-        torch.save({"record": record, "sha256": _content_hash(record, path)}, file)
+    save_tensors({"record": record, "sha256": _content_hash(record, path)}, path)
 
 
 def load_record(path: Path) -> Optional[dict[str, Tensor]]:

@@ -14,9 +14,9 @@ from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from ..errors import require_writable
-from ..files import hold, release, remove_leftovers, require_own, set_aside, whole_file, write_json
+from ..files import hold, release, remove_leftovers, require_own, set_aside, write_json
 from ..metrics.critic import CriticPairs, critic_losses, critic_network, held_out, w_scores
-from ..networks.checkpoint import load_strictly, load_tensors
+from ..networks.checkpoint import load_strictly, load_tensors, save_tensors
 from ..stops import stoppable_engine
 from .volume_sets import VolumeSet, generators
 
@@ -158,8 +158,7 @@ class WScore:
             "step": step,
             "settings": json.dumps(self.settings, sort_keys=True),
         }
-        with whole_file(self.checkpoint_path(seed)) as file:
-            torch.save(state, file)
+        save_tensors(state, self.checkpoint_path(seed))
 
     def _resume(self, seed: int) -> tuple[nn.Module, torch.optim.Adam, int]:
         """A critic, its optimiser and the steps that it is trained already; a damaged checkpoint is set aside."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
 from pathlib import Path
 from typing import Any, Optional
 from zipfile import BadZipFile
@@ -39,6 +40,24 @@ def load_tensors(path: PathLike) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state dict")
     return state
+
+
+def save_tensors(state: dict[str, Any], path: PathLike) -> None:
+    """Saves tensors and plain numbers and texts as a `whole_file`; equal contents are equal bytes.
+
+    Pickle writes an object that it meets again as a reference, so that bytes would tell equal texts from the same text,
+    and with it a continued run from one that was never broken.
+    """
+    with whole_file(path) as file:  # into a path PyTorch would write its name too, and equal weights would differ
+        torch.save(_canonical(state), file)
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_canonical(name): _canonical(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_canonical(one) for one in value)
+    return sys.intern(str(value)) if isinstance(value, str) else value
 
 
 def load_strictly(network: nn.Module, state: dict[str, Tensor], path: PathLike) -> None:

@@ -13,9 +13,9 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 
-from ..files import hold, release, remove_leftovers, set_aside, whole_file, write_text
+from ..files import hold, release, remove_leftovers, set_aside, write_text
 from ..networks.base import DenoisingNetwork
-from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_tensors, save_weights
+from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_tensors, save_tensors, save_weights
 from ..networks.kinds import override_settings
 from ..stops import stoppable_engine
 from .stages import seen_of
@@ -266,8 +266,7 @@ class TrainingCheckpoint:
         if getattr(engine.state, "bad_steps", 0):
             return
         state = {name: one.state_dict() for name, one in self.objects.items()}
-        with whole_file(self.path(engine.state.epoch)) as file:
-            torch.save(state, file)
+        save_tensors(state, self.path(engine.state.epoch))
         _begun(self.ckpt_dir, self.name).unlink(missing_ok=True)
         for path in checkpoints(self.ckpt_dir, self.name)[: -self.keep]:
             path.unlink()
