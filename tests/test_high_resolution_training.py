@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +15,7 @@ from scripts.networks.high_resolution import cut_windows
 from scripts.networks.layers import zero_init
 from scripts.schedulers import CosineSineScheduler
 from scripts.spaces import HUWindow
-from scripts.training import Refining, parameters_to_train, sum_of_terms
+from scripts.training import Refining, local_denoising, parameters_to_train, sum_of_terms
 
 TERMS = ("noise", "signal", "noise_consistency", "signal_consistency")
 
@@ -107,6 +108,18 @@ def test_frozen_backbones_keep_no_graph(make_volume, freeze, monkeypatch):
     assert any(name.startswith("backbone.") for name in trained) != freeze
     assert any(name.startswith("refiner.") for name in trained) and "time.weight" in trained
     assert len(parameters_to_train(objective)) == len(trained)
+
+
+@pytest.mark.parametrize("kind", ["whole", "local", "refining"])
+def test_what_calls_the_network_is_what_is_compiled(make_network, make_volume, monkeypatch, kind):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *args: calls.append(function) or function(*args))
+    network = make_high() if kind == "refining" else make_network(depth=0)
+    build = {"whole": local_denoising, "local": partial(local_denoising, local_window=1), "refining": Refining}[kind]
+    objective = build(network, CosineSineScheduler(), HUWindow(), compile=True)
+    assert not calls
+    objective({"image": make_volume(2, 1, 8, 8, 8)})
+    assert len(calls) == 1
 
 
 # the configs

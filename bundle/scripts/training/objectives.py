@@ -74,6 +74,8 @@ class Denoising(Objective):
         compile: the network through torch.compile.
     """
 
+    called = "predict"  # the method that calls the network
+
     def __init__(
         self,
         network: nn.Module,
@@ -88,7 +90,7 @@ class Denoising(Objective):
         if isinstance(network, DenoisingNetwork):
             network.require_process(process.num_train_timesteps)
         if compile:
-            self.predict = torch.compile(self.predict)  # type: ignore[method-assign]
+            setattr(self, self.called, torch.compile(getattr(self, self.called)))
 
     def forward(self, batch: Mapping[str, Any]) -> Terms:
         volumes = self.space.encode(batch[Keys.IMAGE])
@@ -195,6 +197,7 @@ class Refining(Denoising):
     """
 
     network: HighResolutionPRDiT
+    called = "predict_windows"
 
     def __init__(
         self,
