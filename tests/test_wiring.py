@@ -112,3 +112,19 @@ def test_stage_1_refuses_a_grid_that_stage_2_could_not_see(tmp_path):
     with assert_refused("too small for patch_size 30"):
         train(1, tmp_path, patch_size=30, stride=4, grid=[12, 12, 12])
     assert not list((tmp_path / "ckpt").glob("*.pt"))
+
+
+# recipes
+
+
+@pytest.mark.parametrize(("depth", "rate"), [(4, 9e-5), (8, 6e-5), (12, 4e-5)])
+def test_the_papers_recipe_is_the_papers(depth, rate):
+    """A.9: 6,000 and 8,000 epochs of 916 volumes, 128 a step; the rate of stage 2 follows from the depth."""
+    first = parsed(["train", "paper_128"])
+    assert [first.get_parsed_content(name) for name in ("depth", "lr", "parametrization")] == [0, 1e-4, "none"]
+    second = parsed(["train", "train_global", "paper_128"], depth=depth)
+    assert [second.get_parsed_content(name) for name in ("depth", "lr")] == [depth, rate]
+    for parser, epochs in ((first, 6000), (second, 8000)):
+        assert parser.get_parsed_content("max_steps") == pytest.approx(epochs * 916 / 128, abs=1)
+        same = {"warmup": 0, "flip_prob": 0, "lr_decay_to": 1, "max_grad_norm": 1, "batch_size": 16, "local_window": 0}
+        assert {name: parser.get_parsed_content(name) for name in same} == same
