@@ -107,7 +107,8 @@ def test_cards_of_earlier_versions_are_read(saved, form, make_volume):
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"), [({"schema": 2}, ["schema"]), ({"network": {"kind": "gan"}}, ["kind gan", "prdit"])]
+    ("changed", "words"),
+    [({"schema": 2}, ["newer version", "schema 2"]), ({"network": {"kind": "gan"}}, ["kind gan", "prdit"])],
 )
 def test_cards_of_later_versions_are_refused(saved, changed, words, one_line):
     _, path = saved

@@ -221,9 +221,11 @@ def test_a_sweep_samples_every_combination_once_and_compares_them(make_network, 
     run("run", ["evaluate", "sampling_sweep"], **given)
     found = json.loads((tmp_path / "r" / "metrics.json").read_text())
     assert list(found["distances"]) == [
-        f"{name}, predictor_corrector, p = {p}, uniform, guidance 0, 2 calls" for name in "ab" for p in (1, 2)
+        f"{name}, predictor_corrector, p = {p}, uniform, guidance 0, 2 calls, seeds from 0"
+        for name in "ab"
+        for p in (1, 2)
     ]
-    first = tmp_path / "r" / "samples" / "a_predictor_corrector_1_uniform_0_2" / "seed_000000.nii.gz"
+    first = tmp_path / "r" / "samples" / "a_predictor_corrector_1_uniform_0_2_0_n2" / "seed_000000.nii.gz"
     facts = json.loads(first.with_name("seed_000000.json").read_text())
     of_paper = {
         "solver": "predictor_corrector",
@@ -248,6 +250,11 @@ def test_a_sweep_passes_every_setting_of_the_sampler_that_it_is_given(tmp_path):
     for values in product(*samplers.values()):
         wanted = {**dict(zip(samplers, values)), "ckpt_path": "a.pt", "num_samples": 3, "batch_size": 2}
         assert sum(wanted.items() <= run.items() for run in sweep._runs) == 1
+    others = [
+        SamplingSweep({"a": "a.pt"}, {**samplers, "seed": [seed]}, n, 2, str(tmp_path))
+        for seed, n in ((0, 3), (5, 3), (0, 2))
+    ]
+    assert len({folder for one in others for folder in one.folders.values()}) == 3 * 8
     assert "a, heun, eta = 0.5, quadratic, noise alone, guidance 0.25, 4 calls, seeds from 7" in sweep.folders
 
 

@@ -97,6 +97,10 @@ def test_each_volume_has_its_own_conditions(one_line):
         volumes = generator.sample([Item(3, {"level": level}) for level in batch])
         for volume, level in zip(volumes, batch):
             torch.testing.assert_close(volume, torch.full_like(volume, 1000 * float(level)), rtol=0, atol=1)
+    for items in ([], [3], Item(0), [Item(-1, {"level": levels[0]})], [Item(0.5, {"level": levels[0]})]):
+        with pytest.raises(ValueError) as raised:
+            generator.sample(items)
+        one_line(raised, "seed")
     for item, words in ((Item(7), ["level", "seed 7 has: none"]), (Item(7, {"age": levels[0]}), ["level", "age"])):
         with pytest.raises(ValueError) as raised:
             generator.sample([item])

@@ -42,11 +42,11 @@ class SamplingSweep:
         for (name, ckpt_path), *values in product(checkpoints.items(), *samplers.values()):
             sampler = dict(zip(samplers, values))
             told = {one: value for one, value in sampler.items() if value is not None}
-            if len(samplers.get("seed", ())) < 2:
-                told.pop("seed", None)
             words = [_IN_WORDS.get(one, "{}").format(value) for one, value in told.items()]
             label = ", ".join([name, *words])
-            self.folders[label] = str(Path(output_dir).absolute() / "_".join([name, *map(str, told.values())]))
+            # all that is asked for: volumes of another seed or number beside these would be measured, too
+            folder = "_".join([name, *map(str, told.values()), f"n{num_samples}"])
+            self.folders[label] = str(Path(output_dir).absolute() / folder)
             settings = {**sampler, "ckpt_path": ckpt_path, "num_samples": num_samples, "batch_size": batch_size}
             self._runs.append({**settings, "output_dir": self.folders[label]})
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..schedulers import Correct, DiffusionProcess
+from ..settings import whole_number
 from ..spaces import HUWindow, Space
 from ..words import count
+from .items import LARGEST_SEED
 
 
 class Item(NamedTuple):
@@ -48,8 +50,11 @@ class Generator(nn.Module):
         raise NotImplementedError
 
     def conditions_of(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """The items' conditions as batches."""
+        """The items' conditions as batches; ValueError in one line for what is no item."""
+        if not isinstance(items, (list, tuple)) or not items or not all(isinstance(item, Item) for item in items):
+            raise ValueError(f"items must be a list of Item(seed, conditions), one or more, got {items!r}")
         for item in items:
+            whole_number("seed", item.seed, 0, LARGEST_SEED)
             if set(item.conditions) != set(self.conditions):
                 theirs, ours = (", ".join(sorted(names)) or "none" for names in (item.conditions, self.conditions))
                 raise ValueError(
@@ -98,15 +103,15 @@ class DiffusionGenerator(Generator):
     @torch.no_grad()
     def sample(self, items: Sequence[Item], correct: Optional[Correct] = None) -> Tensor:
         device = next(self.network.parameters()).device
-        self.scheduler.generator = [torch.Generator(device).manual_seed(item.seed) for item in items]
         calls = self.calls(self.conditions_of(items))
+        self.scheduler.generator = [torch.Generator(device).manual_seed(item.seed) for item in items]
         sample = self.scheduler.initial_noise((len(items), *self.shape), device)
         for time, call in zip(self.scheduler.timesteps, calls):
             sample = self.scheduler.step(call(sample), time, sample, correct=correct)[0]  # the signal is not kept
             self.progress(len(items))
         if not bool(torch.isfinite(sample).all()):
             raise ValueError(
-                f"the volumes of the seeds {[item.seed for item in items]} are not finite: the weights are broken"
+                f"the volumes of the seeds {[item.seed for item in items]} are not finite: the weights{' or the correction' * bool(correct)} are broken"
             )
         return self.space.decode(sample)
 

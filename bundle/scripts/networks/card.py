@@ -95,6 +95,10 @@ class Card(BaseModel):
         return self.network["kind"]
 
     @property
+    def in_channels(self) -> int:
+        return self.network.get("in_channels", 1)
+
+    @property
     def num_train_timesteps(self) -> int:
         """T of the process."""
         return int(self.process.get("num_train_timesteps", 1000))
@@ -147,9 +151,31 @@ def read_card(path: PathLike, required: Sequence[str] = ()) -> Card:
     return card
 
 
+class Unreadable(ValueError):
+    """A card that is whole, but not for this version."""
+
+
+def _require_readable(path: Path, content: Any) -> None:
+    if not isinstance(content, dict):
+        return
+    schema, network, process = (content.get(name) for name in ("schema", "network", "process"))
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise Unreadable(f"{path} was written by a newer version of this bundle (schema {schema}); update the bundle")
+    counted = network.get("num_train_timesteps") if isinstance(network, dict) else None
+    total = process.get("num_train_timesteps", 1000) if isinstance(process, dict) else 1000
+    if counted not in (None, total):
+        raise Unreadable(
+            f"{path} contradicts itself: num_train_timesteps {counted} of the network, {total} of the process"
+        )
+
+
 def _parsed(path: Path) -> Card:
     try:
-        return Card.model_validate(json.loads(path.read_bytes()))
+        content = json.loads(path.read_bytes())
+        _require_readable(path, content)
+        return Card.model_validate(content)
+    except Unreadable:
+        raise
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"][:2])

@@ -37,7 +37,7 @@ class Solver:
             ValueError: in one line, when both are given, or the solver takes no noise.
         """
         if ratio is not None and eta is not None:
-            raise ValueError(f"give predictor_ratio or eta, not both; got {ratio} and {eta}")
+            raise ValueError(f"give predictor_ratio or eta, not both; got {ratio} and {eta}; set the other one to null")
         if not self.takes_noise and ((ratio or 1) > 1 or (eta or 0) > 0):
             raise ValueError(
                 f"the solver {name} cannot inject noise: set predictor_ratio 1, or use the solver multistep"
