@@ -392,6 +392,10 @@ def test_import_official_sample_and_export(tmp_path, monkeypatch, capsys):
     assert {path: path.read_bytes() for path in Path("ours").iterdir()} == ours
     with assert_refused("exists already"):
         run("run", ["import_official"], **{**settings, "ckpt_path": "half/model.pt"}, norm="layer")
+    for grid in (9, [8, 8, 1]):
+        with assert_refused("grid must be three multiples of the strides"):
+            run("run", ["import_official"], **{**settings, "ckpt_path": "odd/model.pt", "grid": grid}, norm="layer")
+    assert not Path("odd/model.pt").exists()
     torch.save({"a": torch.zeros(2)}, "foreign.pt")
     with assert_refused("no PRDiT checkpoint"):
         run("run", ["import_official"], **{**settings, "official_ckpt": "foreign.pt", "ckpt_path": "new.pt"})

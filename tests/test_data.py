@@ -116,6 +116,7 @@ def test_missing_and_empty_folders(tmp_path, one_line):
         "{",
         "[]",
         "3",
+        "[" * 100_000 + "]" * 100_000,
         '{"training": []}',
         '{"training": [], "validation": []}',
         '{"training": ["a"], "validation": ["b"]}',

@@ -83,6 +83,7 @@ def test_file_that_cannot_be_opened_is_named(monkeypatch, tmp_path):
         ({"center": "heart"}, ["center", "heart"]),
         ({"min_coverage": 2}, ["min_coverage", "2"]),
         ({"spacing": 0}, ["positive"]),
+        ({"spacing": [1e-9, 10, 10], "size": None}, ["spacing", "at least 0.01 mm", "1e-09"]),
         ({"num_workers": -1}, ["num_workers"]),
         ({"patient_from": "("}, ["patient_from", "("]),
         ({"patient_from": "NLST-[0-9]+"}, ["patient_from", "NLST", "1 sources"]),

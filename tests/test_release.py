@@ -122,6 +122,30 @@ def test_a_commit_is_no_option_of_git(tmp_path, monkeypatch, one_line):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyboardInterrupt(), "stopped; the same command begins again"),
+        (OSError(28, "No space left"), "1.zip: No space"),
+    ],
+)
+def test_a_stop_and_a_full_disk_are_one_line_and_leave_nothing(tmp_path, monkeypatch, error, line):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tool = importlib.import_module("release")
+
+    def fail(*arguments):
+        raise error
+
+    metadata = b'{"version": "1", "changelog": {"1": ""}}'
+    monkeypatch.setattr(tool, "released_files", lambda commit: {"configs/metadata.json": metadata})
+    monkeypatch.setattr(tool, "write_zip", fail)
+    monkeypatch.setattr(sys, "argv", ["release.py", "--output_dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        tool.main()
+    assert line in ended.value.code and "\n" not in ended.value.code.strip()
+    assert not list(tmp_path.iterdir())
+
+
 def test_safetensors_hold_what_model_pt_holds(unpacked):
     with safetensors.safe_open(unpacked / "models" / "model.safetensors", "pt") as file:
         settings = json.loads(file.metadata()["settings"])

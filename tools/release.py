@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bundle"))
 
 from scripts.files import remove_leftovers, require_own, whole_file, write_text  # noqa: E402
+from scripts.machine import machine_fault  # noqa: E402
 
 
 def git(*arguments: str) -> bytes:
@@ -159,7 +160,9 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: output_dir {given.output_dir} cannot be written: {error.strerror}")
+        sys.exit(f"error: {machine_fault(error) or error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command begins again")
     print(path, Path(f"{path}.sha256").read_text().split()[0])
 
 

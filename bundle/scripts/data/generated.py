@@ -60,7 +60,7 @@ class GeneratedVolume:
         """What the JSON says made it; empty where there is none."""
         try:
             content = json.loads(self.sidecar.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 

@@ -168,7 +168,7 @@ def _is_paper_compat(folder: Path) -> bool:
         try:
             if json.loads(path.read_text()).get("intensity") == PAPER_COMPAT:
                 return True
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             continue
     return False
 

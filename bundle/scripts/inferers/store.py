@@ -105,7 +105,7 @@ class VolumeStore:
             return False
         try:
             there = json.loads(sidecar.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             there = None
         if not isinstance(there, dict):
             raise ValueError(f"{sidecar} was not made by this bundle; choose another output_dir, or --overwrite True")

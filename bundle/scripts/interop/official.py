@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import require_writable
 from ..files import remove_leftovers, sha256_of
+from ..inferers.items import grid_of
 from ..networks.base import DenoisingNetwork
 from ..networks.card import description_path, require_free
 from ..networks.checkpoint import load_tensors, save_weights
@@ -240,7 +241,11 @@ def import_official(
     settings = {
         "stage": _stage(network.settings),
         "process": process,
-        "data": {"grid": list(grid), "field_of_view_mm": field_of_view_mm, "hu_window": list(hu_window)},
+        "data": {
+            "grid": grid_of(grid, grid, network),
+            "field_of_view_mm": field_of_view_mm,
+            "hu_window": list(hu_window),
+        },
         "imported_from_sha256": sha256,
     }
     save_weights(network, ckpt_path, settings)

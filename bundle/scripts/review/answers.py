@@ -96,7 +96,7 @@ def read_key(path: PathLike) -> Key:
         return key
     except OSError as error:
         raise ValueError(f"key_file {path} cannot be read: {error.strerror}") from None
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"key_file {path} is no key of a reader study, as review.yaml writes it") from None
 
 

@@ -19,6 +19,7 @@ from .anatomy import body_mask, box_centre, lung_mask, lung_tissue
 
 CENTERS = ("lungs", "body", "volume")
 _COARSE_MM = 4.0  # voxels in which body and lungs are looked for
+FINEST_MM = 0.01  # as of DICOM's pixels; finer is a mistake of the unit
 FIELD_OF_VIEW_MM = 320.0  # holds an adult chest; that of the training by default
 _LITTLE_LUNG_ML = 1000.0
 _BODY_WIDTH_MM = (150.0, 650.0)
@@ -71,6 +72,8 @@ class Preparation:
         if not 0 <= min_coverage <= 1:
             raise ValueError(f"min_coverage must be 0 to 1, got {min_coverage}")
         self.spacing = [float(value) for value in spacing]
+        if min(self.spacing) < FINEST_MM:
+            raise ValueError(f"spacing must be at least {FINEST_MM} mm, got {min(self.spacing):g}")
         self.size = [int(side) for side in size or np.ceil(np.divide(FIELD_OF_VIEW_MM, self.spacing) - 1e-6)]
         self.center, self.remove_table = center, remove_table
         self.min_coverage, self.min_lung_ml, self.paper_compat = min_coverage, min_lung_ml, paper_compat

@@ -78,7 +78,7 @@ def _prepared(folder: Path) -> dict[str, list[dict[str, Any]]]:
             section: [{"image": str(folder / item["image"]), **mark} for item in content[section]]
             for section in ("training", "validation")
         }
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{folder / 'dataset.json'} is no datalist with 'training' and 'validation'") from None
     for section, items in lists.items():
         if not items:
