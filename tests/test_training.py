@@ -117,9 +117,10 @@ def test_noise_of_a_window_is_mirrored_at_the_border(make_network, make_volume):
     """The noise in the halo is the reflection of the noise inside, as in a padded noisy volume, and unit Gaussian."""
     torch.manual_seed(0)
     network = make_network(depth=0, patch_size=8, stride=4)
-    images = make_volume(4, 1, 8, 12, 16)
+    hu = 1000 * make_volume(4, 1, 8, 12, 16)
+    images = HUWindow().encode(hu)
     objective = LocalDenoising(network, CosineSineScheduler(), HUWindow(), 99)
-    volumes, noise = (torch.stack(part) for part in zip(*(objective.piece(volume) for volume in images)))
+    volumes, noise = (torch.stack(part) for part in zip(*(objective.piece(volume) for volume in hu)))
     assert torch.equal(volumes, pad_volume(images, 8, 4))
     inner = noise[:, :, 2:-2, 2:-2, 2:-2]
     assert torch.equal(noise, pad_volume(inner, 8, 4))

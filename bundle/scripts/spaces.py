@@ -39,7 +39,7 @@ class HUWindow(Space):
         self.low, self.high = float(low), float(high)
 
     def encode(self, hu: Tensor) -> Tensor:
-        return ((hu - self.low) / (self.high - self.low) * 2.0 - 1.0).clamp(-1, 1)
+        return (hu - self.low).div_(self.high - self.low).mul_(2).sub_(1).clamp_(-1, 1)
 
     def decode(self, sample: Tensor) -> Tensor:
         return (sample.clamp(-1, 1) + 1) * (0.5 * (self.high - self.low)) + self.low

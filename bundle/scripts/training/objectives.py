@@ -142,7 +142,7 @@ class LocalDenoising(Denoising):
         self.window, self.stride, self.halo = window, network.local.stride, network.local.halo
 
     def forward(self, batch: Mapping[str, Any]) -> Terms:
-        pieces = [self.piece(volume) for volume in self.space.encode(batch[Keys.IMAGE])]
+        pieces = [self.piece(volume) for volume in batch[Keys.IMAGE]]
         volumes, noise = (torch.stack(piece) for piece in zip(*pieces))  # (B, C, k s + p - s, ...)
         return self.errors(volumes, noise, self.process.sample_timesteps(len(volumes), volumes.device))
 
@@ -156,7 +156,9 @@ class LocalDenoising(Denoising):
         return self.network.forward_local_padded(noisy, times)
 
     def piece(self, volume: Tensor) -> tuple[Tensor, Tensor]:
-        """A block of a volume (C, X, Y, Z) and its noise, both with their halo; in Python's numbers, for no GPU waits."""
+        """A block of a volume in HU (C, X, Y, Z), encoded, and its noise, both with their halo; in Python's numbers, for no
+        GPU waits. Only the block is encoded, which a window of HU does voxel by voxel.
+        """
         shape, inside = list(volume.shape[1:]), []
         beyond: list[int] = []
         check_reflection(shape, self.stride + 2 * self.halo, self.stride)
@@ -166,7 +168,7 @@ class LocalDenoising(Denoising):
             last = first + count * self.stride + 2 * self.halo
             inside.append(slice(max(first, 0), min(last, side)))
             beyond = [max(-first, 0), max(last - side, 0), *beyond]  # as F.pad wants them, the last axis first
-        cut = volume[(slice(None), *inside)]
+        cut = self.space.encode(volume[(slice(None), *inside)])
         noise = self.process.sample_noise(cut[None])[0]  # reflected with the voxels
         return F.pad(cut, beyond, mode="reflect"), F.pad(noise, beyond, mode="reflect")
 
