@@ -110,8 +110,9 @@ class DiffusionGenerator(Generator):
             sample = self.scheduler.step(call(sample), time, sample, correct=correct)[0]  # the signal is not kept
             self.progress(len(items))
         if not bool(torch.isfinite(sample).all()):
+            broken = "the weights or the correction are" if correct else "the weights are"
             raise ValueError(
-                f"the volumes of the seeds {[item.seed for item in items]} are not finite: the weights{' or the correction' * bool(correct)} are broken"
+                f"the volumes of the seeds {[item.seed for item in items]} are not finite: {broken} broken"
             )
         return self.space.decode(sample)
 

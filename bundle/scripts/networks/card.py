@@ -57,10 +57,12 @@ class Seen(BaseModel):
 
     @property
     def voxels_mm(self) -> list[float]:
+        """Size of a voxel along x, y, z, to 0.1 micrometres."""
         return [round(length / side, 4) for length, side in zip(self.sizes_mm, self.grid)]
 
     @property
     def space(self) -> HUWindow:
+        """What encodes HU for the network."""
         return HUWindow(*self.hu_window)
 
     def plain(self) -> dict[str, Any]:
@@ -92,10 +94,12 @@ class Card(BaseModel):
 
     @property
     def kind(self) -> str:
+        """One of `KINDS`."""
         return self.network["kind"]
 
     @property
     def in_channels(self) -> int:
+        """Channels of a volume; a CT has one."""
         return self.network.get("in_channels", 1)
 
     @property
