@@ -20,7 +20,7 @@ from scripts.networks.kinds import override_settings
 from scripts.networks.residual_dit import Attention
 from scripts.schedulers import CosineSineScheduler
 from scripts.spaces import HUWindow
-from scripts.training import Refining, local_denoising
+from scripts.training import Denoising, HeldOut, Refining, local_denoising
 from scripts.training.opening import TrainingStep
 
 SMALL = {"hidden_size": 48, "num_heads": 4, "depth": 4, "patch_size": 6, "stride": 4, "parametrization": "skip"}
@@ -163,6 +163,18 @@ def test_a_step_of_training_is_counted_as_it_runs(kind, make_network):
     states = 4 * (2 * sum(sizes) + 2 * sum(one.numel() for one in objective.parameters() if one.requires_grad))
     assert needs["tflop"] * 1e12 == pytest.approx(flops.get_total_flops(), rel=0.01) and needs["tflop"] > 0
     assert needs["gb"] * 1e9 == pytest.approx(states + batch["image"].nbytes + real.peak, rel=0.1)
+
+
+def test_validation_is_counted_where_it_takes_more_than_a_step(make_network):
+    """It sees whole volumes at all its times together, a step blocks alone."""
+    objective = local_denoising(make_network(depth=0), CosineSineScheduler(), HUWindow(), 1)
+    held_out = HeldOut(Denoising(objective.network, objective.process, objective.space), num_times=10)
+    step = TrainingStep(objective, [16] * 3, 1, "cpu", held_out)
+    with torch.no_grad(), LiveBytes() as real:
+        held_out(step.batch(1))
+    states = 5 * sum(one.nbytes for one in objective.parameters())  # weights, average, AdamW's two, gradients
+    assert step.needs(1)["gb"] * 1e9 == pytest.approx(states + step.batch(1)["image"].nbytes + real.peak, rel=0.1)
+    assert step.needs(1)["gb"] > 1.2 * TrainingStep(objective, [16] * 3, 1, "cpu").needs(1)["gb"]
 
 
 @pytest.mark.slow

@@ -104,6 +104,7 @@ _TRAIN = {
     "attention": Setting(choice("auto", "sdpa", "xformers"), "kernel of the attention; auto: the fastest there is"),
     "activation_checkpointing": Setting(SWITCH, "computes activations again in the backward pass, to save memory"),
     "stage": Setting(NAME, "name of the weights' file; the overlays set it"),
+    "trains": Setting(TEXT, "what the opening line says is trained; the overlays set it"),
     "max_steps": Setting(whole(1, 1000 * MILLION), "of the optimiser in all, to the end of an epoch", "steps"),
     "max_epochs": Setting(
         maybe(whole(1, 100 * MILLION)), "in all, instead of max_steps; null: as max_steps says", "epochs"

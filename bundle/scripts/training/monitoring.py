@@ -41,12 +41,12 @@ def validation_share(dataset: Sized, rank: int, world_size: int) -> range:
 
 
 def tell_run(
-    stage: str, network: nn.Module, computed_in: dict[str, str], device: Union[str, torch.device], quiet: bool = False
+    what: str, network: nn.Module, computed_in: dict[str, str], device: Union[str, torch.device], quiet: bool = False
 ) -> None:
     """Prints what is trained, how large it is, and in what.
 
     Args:
-        stage: name of the weights' file.
+        what: is trained.
         network: that the trainer calls.
         computed_in: see `scripts.inferers.computed_in`.
         device: where it runs.
@@ -55,7 +55,6 @@ def tell_run(
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
     trained, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
     if not quiet:
-        what = "stage 1 (the local denoiser)" if stage == "local" else stage
         where = f"{computed_in['precision']} on {device_name(device)}"
         print(f"trains {what}: {trained / 1e6:.2f} of {total / 1e6:.2f} million parameters, in {where}")
 

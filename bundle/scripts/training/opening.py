@@ -7,12 +7,12 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn, Sequence, Union
+from typing import Any, Callable, NoReturn, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import tree_iter, tree_map
+from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..hardware import CPU_ONLY, GB, idle_gpu, memory_bytes, resident_bytes
@@ -35,12 +35,18 @@ class TrainingStep:
         grid: voxels of a volume along x, y, z.
         batch_size: volumes a step, of this process.
         device: where it runs.
+        validation: what validates, a volume at a time; it can take more memory than a step.
     """
 
     def __init__(
-        self, objective: Objective, grid: Sequence[int], batch_size: int, device: Union[str, torch.device]
+        self,
+        objective: Objective,
+        grid: Sequence[int],
+        batch_size: int,
+        device: Union[str, torch.device],
+        validation: Optional[Objective] = None,
     ) -> None:
-        self.objective = objective
+        self.objective, self.validation = objective, validation
         self.grid, self.batch_size, self.device = list(grid), batch_size, torch.device(device)
 
     def batch(self, batch_size: int) -> dict[str, Any]:
@@ -71,23 +77,31 @@ class TrainingStep:
             torch.cuda.synchronize(self.device)
         return time.monotonic() - start
 
-    def needs(self, batch_size: int) -> dict[str, float]:
-        """'tflop' of a step, and 'gb' of tensors at its peak, both calculated: by a step without numbers in its tensors."""
-        flops, peak = self._counted(batch_size)
-        return {"tflop": flops / 1e12, "gb": (_state_bytes(self.objective) + peak) / GB}  # gradients are in the peak
+    def validate(self, batch: dict[str, Any]) -> None:
+        """Forward, beside the gradients of the last step."""
+        if self.validation is not None:
+            with torch.no_grad():
+                self.validation(batch)
 
-    def _counted(self, batch_size: int) -> tuple[float, float]:
-        """Operations of a step, and bytes at its peak."""
+    def needs(self, batch_size: int) -> dict[str, float]:
+        """'tflop' of a step, and 'gb' of tensors at the peak of training and validation, both calculated: by a step without
+        numbers in its tensors."""
+        flops, peak = self._counted(self.run, batch_size)  # gradients are in the peak
+        gradients = sum(one.nbytes for one in self.objective.parameters() if one.requires_grad)
+        peak = max(peak, gradients + self._counted(self.validate, 1)[1])
+        return {"tflop": flops / 1e12, "gb": (_state_bytes(self.objective) + peak) / GB}
+
+    def _counted(self, run: Callable[[dict[str, Any]], None], batch_size: int) -> tuple[float, float]:
+        """Operations, and bytes at the peak."""
         fake, peak, batch = WithoutNumbers(allow_non_fake_inputs=True), LiveBytes(), self.batch(batch_size)
-        held = sum({id(one): one.nbytes for one in tree_iter(batch) if isinstance(one, Tensor)}.values())
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices), FlopCounterMode(display=False) as flops, fake, peak:
-                self.run(tree_map(lambda one: fake.from_tensor(one) if isinstance(one, Tensor) else one, batch))
+                run({**batch, "image": fake.from_tensor(batch["image"])})
         finally:
             for parameter in self.objective.parameters():
                 parameter.grad = None
-        return flops.get_total_flops(), held + peak.peak
+        return flops.get_total_flops(), batch["image"].nbytes + peak.peak
 
 
 class WithoutNumbers(FakeTensorMode):
