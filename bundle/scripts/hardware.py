@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Optional, Union
 
+import ignite.distributed as idist
 import torch
 
 GB = 1e9
@@ -20,15 +21,15 @@ CPU_ONLY = (
 
 
 def device_name(device: Union[str, torch.device]) -> str:
-    """A device with what it is, such as `cuda:0 (NVIDIA H100, 80 GB)`."""
-    device = torch.device(device)
+    """A device with what it is, such as `cuda:0 (NVIDIA H100, 80 GB)`, and the processes that share the work."""
+    device, processes = torch.device(device), idist.get_world_size()
+    name, model = str(device), ""
     if device.type == "cuda":
         facts = torch.cuda.get_device_properties(device)
-        return f"{device} ({facts.name}, {facts.total_memory / GB:.0f} GB)"
-    if device.type != "cpu":
-        return str(device)
-    model = _cpu_model()
-    return f"{len(_cores())} CPU cores" + (f" ({model})" if model else "")
+        model = f"{facts.name}, {facts.total_memory / GB:.0f} GB"
+    elif device.type == "cpu":
+        name, model = f"{len(_cores())} CPU cores", _cpu_model()
+    return name + (f" ({model})" if model else "") + (f", {processes} processes" if processes > 1 else "")
 
 
 def _cores() -> set[int]:

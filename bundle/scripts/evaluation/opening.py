@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping, Optional, Sequence, Sized, Union
 
+import ignite.distributed as idist
 import torch
 
 from ..hardware import device_name
@@ -13,6 +14,7 @@ from .comparison import MEMORISATION
 from .volume_sets import VolumeSet
 
 
+@idist.one_rank_only()
 def tell_evaluation(
     sets: Mapping[str, VolumeSet],
     missing: Sized,
@@ -22,8 +24,6 @@ def tell_evaluation(
     extractor: FeatureExtractor,
     device: Union[str, torch.device],
     output_dir: str,
-    processes: int = 1,
-    quiet: bool = False,
 ) -> None:
     """Prints what is compared with what, how many volumes have to be measured, by what and on what, and where it goes.
 
@@ -36,11 +36,7 @@ def tell_evaluation(
         extractor: of features.
         device: where it runs.
         output_dir: of the report.
-        processes: that share the volumes.
-        quiet: says nothing, on all ranks but one.
     """
-    if quiet:
-        return
     real, training = sets["real"], sets.get("training")
     what = " and ".join(_volumes(name, len(one)) for name, one in sets.items() if one.role == "generated")
     against = count(len(real), "phantom" if real.folder is None else "real volume")
@@ -50,12 +46,11 @@ def tell_evaluation(
         + (f"; looks for copies among {copied}" if MEMORISATION in metrics["others"] else "")
     )
     there = len({content for one in sets.values() for content in one.hashes}) - len(missing)
-    where = device_name(device) + (f", {processes} processes" if processes > 1 else "")
     precision = f" in {'bf16' if extractor.uses_bf16(device) else 'float32'}" if extractor.sha256 else ""
     print(
         f"measures {count(len(missing), 'volume')}"
         + (f" ({there} {'is' if there == 1 else 'are'} measured already)" if there else "")
-        + f" on {where}; metrics: {', '.join(chosen) if chosen else 'all'}, {extractor.label}{precision}; -> {output_dir}/"
+        + f" on {device_name(device)}; metrics: {', '.join(chosen) if chosen else 'all'}, {extractor.label}{precision}; -> {output_dir}/"
     )
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Mapping, NoReturn, Optional, Sequence, Sized, Union
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
 
@@ -23,6 +24,7 @@ PROGRAM = "Python and PyTorch"
 WORTH_A_PROBE = 40  # network calls; three of them are made to tell how long all will take
 
 
+@idist.one_rank_only()
 def tell_sampling(
     store: VolumeStore,
     seeds: Sized,
@@ -32,8 +34,6 @@ def tell_sampling(
     batch_size: int,
     device: Union[str, torch.device],
     precision: str,
-    processes: int = 1,
-    quiet: bool = False,
 ) -> None:
     """Prints what is about to be made, on what, how long it will take by a short probe, and where it goes.
 
@@ -46,10 +46,8 @@ def tell_sampling(
         batch_size: volumes at a time.
         device: where it runs.
         precision: 'bf16' or 'float32'.
-        processes: that share the volumes.
-        quiet: says nothing, on all ranks but one, or where there is nothing to do.
     """
-    if quiet or not len(missing):
+    if not len(missing):
         return
     if idle_gpu():
         print(f"warning: {CPU_ONLY}")
@@ -57,11 +55,10 @@ def tell_sampling(
     done = len(seeds) - len(missing)
     there = f" ({done} of {len(seeds)} {'is' if done == 1 else 'are'} there already)" if done else ""
     calls = generator.calls_per_volume
-    where = device_name(device) + (f", {processes} processes" if processes > 1 else "")
-    seconds = expected_seconds(generator, math.ceil(len(missing) / processes), batch_size)
+    seconds = expected_seconds(generator, math.ceil(len(missing) / idist.get_world_size()), batch_size)
     print(
         f"samples {count(len(missing), 'volume')}{there} of {voxels}, {count(calls, 'network call')} each, {batch_size} at "
-        f"a time\n{size:.1f} million parameters, in {precision} on {where}"
+        f"a time\n{size:.1f} million parameters, in {precision} on {device_name(device)}"
         + ("" if seconds is None else f"; about {duration(seconds)}")
         + f"; -> {store.folder}/"
     )
@@ -94,9 +91,8 @@ def _wait(sample: torch.Tensor) -> None:
         torch.cuda.synchronize(sample.device)
 
 
-def tell_volumes(
-    store: VolumeStore, seeds: Sized, missing: Sized, engine: Engine, voxels: str, quiet: bool = False
-) -> None:
+@idist.one_rank_only()
+def tell_volumes(store: VolumeStore, seeds: Sized, missing: Sized, engine: Engine, voxels: str) -> None:
     """Prints what is there now, and how long it took.
 
     Args:
@@ -105,10 +101,7 @@ def tell_volumes(
         missing: of those that this run has made.
         engine: that made them.
         voxels: see `voxels_in_words`.
-        quiet: says nothing, on all ranks but one.
     """
-    if quiet:
-        return
     if not len(missing):
         print(
             f"{len(seeds)} of {count(len(seeds), 'volume')} {'is' if len(seeds) == 1 else 'are'} in {store.folder} already, "

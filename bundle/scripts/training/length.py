@@ -6,6 +6,8 @@ import math
 import sys
 from typing import Optional
 
+import ignite.distributed as idist
+
 from ..words import count
 
 FEW_STEPS = 300  # a third of the 920 that the shipped stage 1 took: a choice, not measured
@@ -42,17 +44,15 @@ def run_length(
     }
 
 
-def tell_length(length: dict[str, int], volumes: int, batch_size: int, quiet: bool = False) -> None:
+@idist.one_rank_only()
+def tell_length(length: dict[str, int], volumes: int, batch_size: int) -> None:
     """Prints how long the run is, and warns of one that is too short to learn from.
 
     Args:
         length: see `run_length`.
         volumes: training volumes.
         batch_size: volumes a step, of this process.
-        quiet: says nothing, on all ranks but one.
     """
-    if quiet:
-        return
     steps = length["max_epochs"] * length["epoch_length"]
     print(
         f"{count(steps, 'step')} of {count(batch_size, 'volume')}, {count(length['max_epochs'], 'epoch')}, on "

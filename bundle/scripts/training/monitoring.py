@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Optional, Sequence, Sized, Union
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -40,9 +41,8 @@ def validation_share(dataset: Sized, rank: int, world_size: int) -> range:
     return range(rank, len(dataset), world_size)
 
 
-def tell_run(
-    what: str, network: nn.Module, computed_in: dict[str, str], device: Union[str, torch.device], quiet: bool = False
-) -> None:
+@idist.one_rank_only()
+def tell_run(what: str, network: nn.Module, computed_in: dict[str, str], device: Union[str, torch.device]) -> None:
     """Prints what is trained, how large it is, and in what.
 
     Args:
@@ -50,13 +50,11 @@ def tell_run(
         network: that the trainer calls.
         computed_in: see `scripts.inferers.computed_in`.
         device: where it runs.
-        quiet: says nothing, on all ranks but one.
     """
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
     trained, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
-    if not quiet:
-        where = f"{computed_in['precision']} on {device_name(device)}"
-        print(f"trains {what}: {trained / 1e6:.2f} of {total / 1e6:.2f} million parameters, in {where}")
+    where = f"{computed_in['precision']} on {device_name(device)}"
+    print(f"trains {what}: {trained / 1e6:.2f} of {total / 1e6:.2f} million parameters, in {where}")
 
 
 class LossMetric(Average):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional, Sequence, Union
 
+import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -121,15 +122,13 @@ def _state_bytes(network: nn.Module) -> int:
     return sum(4 * one.numel() * (4 if one.requires_grad else 2) for one in network.parameters())
 
 
-def tell_data(datalist: dict[str, list[dict[str, Any]]], quiet: bool = False) -> None:
+@idist.one_rank_only()
+def tell_data(datalist: dict[str, list[dict[str, Any]]]) -> None:
     """Warns of a data set that is too small to learn from, or that validates on what it trains on.
 
     Args:
         datalist: see `scripts.data.ct_datalist`.
-        quiet: says nothing, on all ranks but one.
     """
-    if quiet:
-        return
     training, validation = ([item["image"] for item in datalist[name]] for name in ("training", "validation"))
     if set(training) & set(validation):
         print("warning: training and validation share volumes: val_loss is a training loss then", file=sys.stderr)
@@ -156,7 +155,8 @@ def require_memory(network: nn.Module, device: Union[str, torch.device]) -> None
         )
 
 
-def tell_time(step: TrainingStep, num_steps: int, ckpt_dir: str, name: str, quiet: bool = False) -> None:
+@idist.one_rank_only()
+def tell_time(step: TrainingStep, num_steps: int, ckpt_dir: str, name: str) -> None:
     """Prints how long the steps will take by a short probe, and where the weights go; a continued run knows it soon.
 
     Args:
@@ -164,9 +164,8 @@ def tell_time(step: TrainingStep, num_steps: int, ckpt_dir: str, name: str, quie
         num_steps: of the run.
         ckpt_dir: of the weights.
         name: of the weights.
-        quiet: says nothing, on all ranks but one.
     """
-    if quiet or checkpoints(ckpt_dir, name):
+    if checkpoints(ckpt_dir, name):
         return
     if idle_gpu() and step.device.type == "cpu":
         print(f"warning: {CPU_ONLY}", file=sys.stderr)
@@ -205,16 +204,16 @@ def end_plan(
     raise SystemExit(0)
 
 
-def tell_weights(ckpt_dir: Union[str, Path], name: str, quiet: bool = False) -> None:
+@idist.one_rank_only()
+def tell_weights(ckpt_dir: Union[str, Path], name: str) -> None:
     """Prints where the weights are, and how they validated.
 
     Args:
         ckpt_dir: of the run.
         name: of the weights.
-        quiet: says nothing, on all ranks but one.
     """
     path = Path(ckpt_dir) / f"{name}.pt"
-    if quiet or not path.is_file():
+    if not path.is_file():
         return
     best = json.loads(path.with_suffix(".json").read_text()).get("training", {})
     how = f"val_loss {best['val_loss']:.4f}, the best, after epoch {best['epoch']}" if "val_loss" in best else "weights"

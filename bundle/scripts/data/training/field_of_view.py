@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Optional, Sequence, Union
 
+import ignite.distributed as idist
 import nibabel as nib
 import numpy as np
 
@@ -99,7 +100,7 @@ def _extent(item: dict[str, Any]) -> Optional[np.ndarray]:
         return None
 
 
-def require_little_padding(seen: dict[str, Any], max_padding: float, quiet: bool = False) -> None:
+def require_little_padding(seen: dict[str, Any], max_padding: float) -> None:
     """Says what the network sees; ValueError in one line where too much of it lies outside of the volumes.
 
     Warns of a grid that is finer than the volumes, which adds work and no detail.
@@ -107,7 +108,6 @@ def require_little_padding(seen: dict[str, Any], max_padding: float, quiet: bool
     Args:
         seen: from `fit_volumes`.
         max_padding: share of the field of view.
-        quiet: says nothing, on all ranks but one.
     """
     size = three(seen["field_of_view_mm"])
     voxel = [f"{length / side:.4g}" for length, side in zip(size, seen["grid"])]
@@ -121,7 +121,7 @@ def require_little_padding(seen: dict[str, Any], max_padding: float, quiet: bool
             f"the network would see {what}, but the volumes cover {_times(covered)} mm: {seen['padding']:.0%} of it would be "
             f"padding; {advice}, or raise max_padding"
         )
-    if quiet:
+    if idist.get_rank() > 0:
         return
     print(f"the network sees {what}" + ("" if covered is None else f"; {seen['padding']:.0%} of it is padding"))
     fits = [int(length / one + _ROUNDING) for length, one in zip(size, seen["spacing_mm"] or [])]
