@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.networks import prdit_preset  # noqa: E402
+from scripts.networks import build_prdit, preset_settings  # noqa: E402
 
 
 def fill_zero_layers(network: nn.Module) -> None:
@@ -40,7 +40,7 @@ def fill_zero_layers(network: nn.Module) -> None:
 
 def make_variants(preset: str, device: torch.device, compiled: bool) -> Dict[str, Callable[..., Tensor]]:
     torch.manual_seed(0)
-    network = prdit_preset(preset).eval()
+    network = build_prdit(**preset_settings(preset)).eval()
     fill_zero_layers(network)
     network = network.to(device)
     variants: Dict[str, Callable[..., Tensor]] = {"fp32": network}

@@ -11,7 +11,7 @@ medians of `--rounds`. 'plain' is the eager network in MONAI's `DiffusionInferer
 inference.yaml runs; 'guided' the same with layer-skip guidance in every step (inference.yaml has it in the last ones);
 'compiled' is 'bundle' through torch.compile. A variant is warmed up by one call and timed over
 `--steps`; memory is the largest of one call, without what the process had before it had a network, and beside it what
-`scripts.inferers.peak_gb` calculates. The floor is the floating-point work of one call at the rate of a large matrix
+`scripts.inferers.Sampling` calculates. The floor is the floating-point work of one call at the rate of a large matrix
 product of the same precision, measured in the same process.
 """
 
@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
-from scripts.inferers import DiffusionGenerator, Item, inference_network, peak_gb  # noqa: E402
+from scripts.inferers import DiffusionGenerator, Item, Sampling, inference_network  # noqa: E402
 from scripts.inferers.inferer import has_fast_bf16  # noqa: E402
 from scripts.networks import (  # noqa: E402
     DenoisingNetwork,
@@ -79,7 +79,7 @@ def forward_flop(
         time = torch.empty(1) if part is None else torch.empty(1, settings["hidden_size"])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         if guided:
-            network.at_times(time, [grid] * 3, [0.5], min(SKIPPED, num_blocks(settings) - 1))[0](x)
+            network.at_times(time, [grid] * 3, [(min(SKIPPED, num_blocks(settings) - 1), 0.5)])[0](x)
         else:
             (network if part is None else part(network))(x, time)
     return float(counter.get_total_flops())
@@ -134,7 +134,7 @@ def measure(args: argparse.Namespace, grid: int, batch: int, variant: str) -> di
     torch.manual_seed(0)
     network = make_network(args)
     guided = variant == "guided"
-    calculated = peak_gb(network.settings, [grid] * 3, batch, args.chunk_tokens, bf16, guided=guided)
+    calculated = Sampling(network.settings, bf16, guided=guided).peak_gb([grid] * 3, batch, args.chunk_tokens)
     flop = forward_flop(network.settings, grid, batch, guided=guided)
     network = inference_network(network, device, bf16, compile=variant == "compiled")
     start = time.perf_counter()

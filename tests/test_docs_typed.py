@@ -22,7 +22,7 @@ from test_high_resolution_training import HIGH
 from scripts.data import chest_phantom, grid_affine
 from scripts.inferers import save_volume
 from scripts.interop import official_state_dict
-from scripts.networks import prdit_preset, save_weights
+from scripts.networks import build_prdit, preset_settings, save_weights
 from scripts.networks.high_resolution import build_high_resolution
 from scripts.settings.reach import reached
 
@@ -151,7 +151,9 @@ class Folder:
             path.parent.mkdir(exist_ok=True)
             sizes = {name: NETWORK[name] for name in ("hidden_size", "num_heads", "patch_size", "stride")}
             local = {name: NETWORK[name] for name in ("local_patch_size", "local_stride")}
-            network = randomise(prdit_preset("PRDiT-XS/3", **sizes, **local, parametrization="skip"), len(name))
+            network = randomise(
+                build_prdit(**preset_settings("PRDiT-XS/3", **sizes, **local, parametrization="skip")), len(name)
+            )
             data = {"grid": NETWORK["grid"], "field_of_view_mm": 320.0, "hu_window": [-1000.0, 1000.0]}
             process = {"name": "cosine_sine", "num_train_timesteps": 1000, "noise_std": 1.0}
             save_weights(network, path, {"stage": "model", "process": process, "data": data})

@@ -13,7 +13,7 @@ from test_high_resolution import make_high
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.inferers import memory_plan, network_at_times, peak_gb
+from scripts.inferers import Sampling, memory_plan, network_at_times
 from scripts.inferers.memory import FusedAttention, LiveBytes
 from scripts.networks import Card, Guidance, Guided, build_network, preset_settings
 from scripts.networks.kinds import override_settings
@@ -78,7 +78,7 @@ def test_calculated_peak_is_that_of_a_call_on_this_machine(settings, bf16, batch
         with LiveBytes([*weights, x]) as live:
             calls[0](x)
     expected = (sum(weight.nbytes for weight in weights) + kept + live.peak + 2 * x.nbytes) / 1e9
-    found = peak_gb(settings, grid, batch, chunk_tokens, bf16, len(times), guided)
+    found = Sampling(settings, bf16, len(times), guided).peak_gb(grid, batch, chunk_tokens)
     assert found == pytest.approx(expected, rel=0.02)
 
 
@@ -103,7 +103,7 @@ def test_every_card_samples_every_grid(grid, memory_gb):
     for bf16 in (True, False):
         plan = memory_plan(card, memory_gb=memory_gb, bf16=bf16)
         assert plan["batch_size"] >= 1 and plan["chunk_tokens"] == 0
-        assert peak_gb(card.network, [grid] * 3, **plan, bf16=bf16) < 0.85 * memory_gb
+        assert Sampling(card.network, bf16).peak_gb([grid] * 3, **plan) < 0.85 * memory_gb
 
 
 def test_more_memory_makes_larger_batches():
@@ -118,7 +118,7 @@ def test_chunks_come_where_one_volume_does_not_fit():
     card = card_of(preset_settings("PRDiT-S/2"), 256)
     plan = memory_plan(card, memory_gb=2, bf16=True)
     assert plan["batch_size"] == 1 and plan["chunk_tokens"] > 0
-    assert peak_gb(card.network, [256] * 3, 1, 2 * plan["chunk_tokens"]) > 0.85 * 2 - 0.7
+    assert Sampling(card.network).peak_gb([256] * 3, 1, 2 * plan["chunk_tokens"]) > 0.85 * 2 - 0.7
 
 
 def test_what_the_user_gives_holds():

@@ -5,9 +5,10 @@ import pytest
 import torch
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 
-from scripts.networks import build_prdit, prdit_preset, preset_settings
+from scripts.networks import build_prdit, preset_settings
 from scripts.networks.layers import pad_volume, patchify, position_code, unpatchify
 from scripts.networks.residual_dit import Attention
+from scripts.training import new_network
 
 TIMES = torch.tensor([37.5, 912.0])
 
@@ -295,7 +296,7 @@ def test_wrong_settings_are_named(settings, words, one_line):
 @pytest.mark.parametrize("name", ["PRDiT-M/4", "PRDiT-B", "PRDiT-B/", "PRDiT-B/-1", "PRDiT-B/four", "", "UNet"])
 def test_unknown_presets_are_refused(name, one_line):
     with pytest.raises(ValueError) as raised:
-        prdit_preset(name)
+        preset_settings(name)
     one_line(raised, "preset", repr(name))
 
 
@@ -312,7 +313,7 @@ def count(*modules):
 def test_published_numbers_of_parameters():
     """Design 2.2; the local denoiser is counted without its head on the shared time features."""
     with torch.device("meta"):
-        network = prdit_preset("PRDiT-B/4")
+        network = build_prdit(**preset_settings("PRDiT-B/4"))
     assert count(network) == pytest.approx(93.2, abs=0.05)
     assert count(network.local) - count(network.local.time_head) == pytest.approx(37.6, abs=0.05)
 
@@ -321,21 +322,21 @@ def test_published_numbers_of_parameters():
 def test_depth_is_the_number_in_the_name(size, hidden_size):
     """A block has 18 h^2 + 15 h parameters: 4 h^2 of attention, 8 h^2 of MLP, 6 h^2 of adaLN, and their biases."""
     with torch.device("meta"):
-        small, large = (prdit_preset(f"PRDiT-{size}/{depth}") for depth in (1, 3))
-        assert prdit_preset(f"PRDiT-{size}/0").residual is None
+        small, large = (build_prdit(**preset_settings(f"PRDiT-{size}/{depth}")) for depth in (1, 3))
+        assert build_prdit(**preset_settings(f"PRDiT-{size}/0")).residual is None
     assert len(large.residual.blocks) == 3
     assert count(large) - count(small) == pytest.approx(2 * (18 * hidden_size**2 + 15 * hidden_size) / 1e6)
 
 
 def test_sizes_beyond_the_memory_are_refused_before_any_is_taken(one_line):
     with pytest.raises(ValueError) as raised:
-        prdit_preset("PRDiT-XS/1", hidden_size=60_000, num_heads=1, depth=200)
+        new_network(hidden_size=60_000, num_heads=1, depth=200)
     one_line(raised, "GB, but this machine has", "lower hidden_size, depth")
 
 
 def test_looking_whether_a_network_fits_draws_no_number():
     networks = []
-    for build in (prdit_preset, lambda name: build_prdit(**preset_settings(name))):
+    for build in (new_network, build_prdit):
         torch.manual_seed(0)
-        networks.append(build("PRDiT-XS/1").state_dict())
+        networks.append(build(**preset_settings("PRDiT-XS/1")).state_dict())
     assert all(torch.equal(networks[1][name], value) for name, value in networks[0].items())

@@ -12,7 +12,7 @@ from .generator import (
 )
 from .inferer import autocast, computed_in, has_fast_bf16, uses_bf16
 from .items import check_weights, grid_of, seed_list
-from .memory import memory_plan, peak_gb
+from .memory import Sampling, memory_plan
 from .network import inference_network
 from .opening import end_plan, tell_sampling, tell_volumes, voxels_in_words
 from .store import VolumeStore, VolumeWriter

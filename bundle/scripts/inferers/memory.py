@@ -129,19 +129,6 @@ def _last_chunk(local: LocalDenoiser, patches: Tensor, modulation: Tensor) -> Te
     return torch.cat([before, last], dim=1) if chunk < tokens else last
 
 
-def peak_gb(
-    network: dict,
-    grid: Sequence[int],
-    batch_size: int = 1,
-    chunk_tokens: int = 0,
-    bf16: bool = True,
-    num_calls: int = 1,
-    guided: bool = False,
-) -> float:
-    """See `Sampling`."""
-    return Sampling(network, bf16, num_calls, guided).peak_gb(grid, batch_size, chunk_tokens)
-
-
 def memory_plan(
     card: Card,
     grid: Union[None, int, Sequence[int]] = None,

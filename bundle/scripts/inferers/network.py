@@ -43,11 +43,10 @@ def inference_network(
     if compile and not _has_compiler():
         raise ValueError("compile needs a C++ compiler, for instance g++; install one or set compile to False")
     if compile or unasked:
-        for name in ("predict", "predict_guided"):
-            compiled = _compiled(getattr(network, name), device)
-            if unasked:  # a failure costs time, not the run
-                compiled = torch._dynamo.config.patch(suppress_errors=True)(compiled)
-            setattr(network, name, compiled)
+        compiled = _compiled(network.predict, device)
+        if unasked:  # a failure costs time, not the run
+            compiled = torch._dynamo.config.patch(suppress_errors=True)(compiled)
+        setattr(network, "predict", compiled)
     return network
 
 

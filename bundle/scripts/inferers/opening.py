@@ -17,7 +17,7 @@ from ..hardware import CPU_ONLY, GB, device_name, free_disk, idle_gpu, memory_by
 from ..networks.card import Card
 from ..words import bytes_in_words, count
 from .generator import DiffusionGenerator
-from .memory import RESERVED_GB, peak_gb
+from .memory import RESERVED_GB, Sampling
 from .store import VolumeStore
 
 PROGRAM = "Python and PyTorch"
@@ -140,7 +140,7 @@ def end_plan(
     """
     batch, chunk = memory["batch_size"], memory["chunk_tokens"]
     held = resident_bytes()
-    peak = peak_gb(card.network, grid, batch, chunk, precision == "bf16", num_calls, guided)
+    peak = Sampling(card.network, precision == "bf16", num_calls, guided).peak_gb(grid, batch, chunk)
     tell_needs(
         device, {"weights and activations": peak * GB}, {PROGRAM: held}, store.most_bytes(math.prod(grid)), store.folder
     )

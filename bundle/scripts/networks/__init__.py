@@ -8,5 +8,5 @@ from .guidance import Guidance, Guided, guidance_of, guided
 from .high_resolution import HighResolutionPRDiT, build_high_resolution
 from .kinds import KINDS, build_network
 from .local_denoiser import LocalDenoiser
-from .prdit import PRDiT, build_prdit, prdit_preset, preset_settings
+from .prdit import PRDiT, build_prdit, preset_settings
 from .residual_dit import ResidualDiT

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor
 
+from .residual_dit import Guide
+
 
 class DenoisingNetwork(nn.Module):
     """Predicts from a noisy volume and its time what the process asks for.
@@ -41,22 +43,14 @@ class DenoisingNetwork(nn.Module):
         raise NotImplementedError
 
     def predict(
-        self, x: Tensor, times: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None
-    ) -> Tensor:
-        """As `forward`, with times (B,) or (1,) and what `modulations` and `positions` made."""
-        raise NotImplementedError
-
-    @torch.jit.unused
-    def predict_guided(
         self,
         x: Tensor,
         times: Tensor,
         modulations: List[Tensor],
-        positions: Optional[Tensor],
-        weight: float,
-        block: int,
+        positions: Optional[Tensor] = None,
+        guide: Optional[Guide] = None,
     ) -> Tensor:
-        """As `predict` at one time, with layer-skip guidance, see `Guidance`."""
+        """As `forward`, with times (B,) or (1,) and what `modulations` and `positions` made; guided at one time alone."""
         raise NotImplementedError
 
     @torch.jit.unused
@@ -116,7 +110,7 @@ class DenoisingNetwork(nn.Module):
 
     @torch.jit.unused
     def at_times(
-        self, times: Tensor, spatial_shape: List[int], predict: Optional[Sequence[Callable[..., Tensor]]] = None
+        self, times: Tensor, spatial_shape: List[int], guides: Optional[Sequence[Optional[Guide]]] = None
     ) -> List[Callable[[Tensor], Tensor]]:
         """The network at each of the times (S,), as functions of volumes (B, C, *spatial_shape) alone.
 
@@ -125,12 +119,11 @@ class DenoisingNetwork(nn.Module):
         Args:
             times: network times.
             spatial_shape: of the volumes.
-            predict: at each time, in place of the method of this name.
+            guides: at each time, see `Guidance`; None where there is no guidance.
         """
         modulations, positions = self.modulations(times), self.positions(spatial_shape)
         calls: List[Callable[[Tensor], Tensor]] = []
-        for i in range(len(times)):
-            now = [part[:, i : i + 1].contiguous() for part in modulations]
-            function = self.predict if predict is None else predict[i]
-            calls.append(partial(function, times=times[i : i + 1], modulations=now, positions=positions))
+        for i, guide in enumerate(guides or [None] * len(times)):
+            now, time = [part[:, i : i + 1].contiguous() for part in modulations], times[i : i + 1]
+            calls.append(partial(self.predict, times=time, modulations=now, positions=positions, guide=guide))
         return calls

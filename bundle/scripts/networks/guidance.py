@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Callable, NamedTuple, Optional, Sequence, Union
 
 from torch import Tensor, nn
@@ -54,10 +53,9 @@ class Guided(nn.Module):
 
     def at_times(self, times: Tensor, spatial_shape: list[int]) -> list[Callable[[Tensor], Tensor]]:
         """See `DenoisingNetwork.at_times`."""
-        guided, plain = self.network.predict_guided, self.network.predict
         weights = self.guidance.weights(self.path, times.tolist()) if not times.is_meta else [self.guidance.scale]
-        predict = [partial(guided, weight=w, block=self.guidance.block) if w else plain for w in weights]
-        return self.network.at_times(times, spatial_shape, predict)
+        guides = [(self.guidance.block, weight) if weight else None for weight in weights]
+        return self.network.at_times(times, spatial_shape, guides)
 
 
 def guided(network: DenoisingNetwork, guidance: Optional[Guidance], path: Path) -> Union[DenoisingNetwork, Guided]:

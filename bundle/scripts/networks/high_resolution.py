@@ -12,6 +12,7 @@ from .base import DenoisingNetwork
 from .kinds import build_network, kind
 from .layers import pad_volume, token_grid
 from .local_denoiser import LocalDenoiser
+from .residual_dit import Guide
 
 
 def downsample_nearest(x: Tensor, factor: int) -> Tensor:
@@ -98,30 +99,16 @@ class HighResolutionPRDiT(DenoisingNetwork):
         return upsampled + self._skip(unexplained, times, raw, 1.0)
 
     def predict(
-        self, x: Tensor, times: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None
-    ) -> Tensor:
-        """As `forward`; `positions` are the backbone's."""
-        low = self.backbone.predict(downsample_nearest(x, self.factor), times, modulations[1:], positions)
-        return self.refine(x, times, modulations[0], low)
-
-    @torch.jit.unused
-    def predict_guided(
         self,
         x: Tensor,
         times: Tensor,
         modulations: List[Tensor],
-        positions: Optional[Tensor],
-        weight: float,
-        block: int,
+        positions: Optional[Tensor] = None,
+        guide: Optional[Guide] = None,
     ) -> Tensor:
-        """The backbone is guided."""
-        coarse = downsample_nearest(x, self.factor)
-        low = self.backbone.predict_guided(coarse, times, modulations[1:], positions, weight, block)
-        return self.refine(x, times, modulations[0], low)
-
-    def refine(self, x: Tensor, times: Tensor, modulation: Tensor, low: Tensor) -> Tensor:
-        """The prediction of the high grid from that of the low one."""
-        raw = self.refiner.denoise(x.to(self.time.weight.dtype), modulation).to(x.dtype)
+        """As `forward`; `positions` and `guide` are the backbone's."""
+        low = self.backbone.predict(downsample_nearest(x, self.factor), times, modulations[1:], positions, guide)
+        raw = self.refiner.denoise(x.to(self.time.weight.dtype), modulations[0]).to(x.dtype)
         return self.combine(x, times, upsample_prediction(low, self.factor), raw)
 
     @torch.jit.unused

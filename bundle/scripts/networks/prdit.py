@@ -12,7 +12,7 @@ from ..hardware import GB, memory_bytes
 from .base import DenoisingNetwork
 from .kinds import kind
 from .local_denoiser import LocalDenoiser
-from .residual_dit import ResidualDiT
+from .residual_dit import Guide, ResidualDiT
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -58,30 +58,19 @@ class PRDiT(DenoisingNetwork):
         return modulations
 
     def predict(
-        self, x: Tensor, times: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None
+        self,
+        x: Tensor,
+        times: Tensor,
+        modulations: List[Tensor],
+        positions: Optional[Tensor] = None,
+        guide: Optional[Guide] = None,
     ) -> Tensor:
         """As `forward`, with times (B,) or (1,) and what `modulations` made of them; `positions` are stage 2's."""
         volume = x.to(self.time.weight.dtype)
         raw = self.local.denoise(volume, modulations[0])
         if self.residual is not None:
-            raw = raw + self.residual.refine(volume, modulations[1:], positions)
+            raw = raw + self.residual.refine(volume, modulations[1:], positions, guide)
         raw = raw.to(x.dtype)
-        return self._skip(x, times, raw, 1.0) if self.skip else raw
-
-    @torch.jit.unused
-    def predict_guided(
-        self,
-        x: Tensor,
-        times: Tensor,
-        modulations: List[Tensor],
-        positions: Optional[Tensor],
-        weight: float,
-        block: int,
-    ) -> Tensor:
-        assert self.residual is not None
-        volume = x.to(self.time.weight.dtype)
-        raw = self.residual.refine_guided(volume, modulations[1:], positions, weight, block)
-        raw = (self.local.denoise(volume, modulations[0]) + raw).to(x.dtype)
         return self._skip(x, times, raw, 1.0) if self.skip else raw
 
     @torch.jit.unused
@@ -193,22 +182,16 @@ def build_prdit(
 
 
 def preset_settings(name: str, **overrides: Any) -> dict:
-    """The settings of `build_prdit` for a published size, for instance 'PRDiT-B/4'; None overrides nothing."""
+    """The settings of `build_prdit` for a published size: PRDiT-XS, S, B, L or XL, '/', and the depth (0: stage 1 alone).
+
+    Overrides of None override nothing. ValueError in one line for another name.
+    """
     match = re.fullmatch(r"(?:PRDiT-)?([A-Z]+)/([0-9]+)", name)
     if match is None or match[1] not in SIZES:
         raise ValueError(f"preset must be PRDiT-SIZE/DEPTH with SIZE of {', '.join(SIZES)}, got '{name}'")
     hidden_size, num_heads = SIZES[match[1]]
     given = {name: value for name, value in overrides.items() if value is not None}
     return {"hidden_size": hidden_size, "num_heads": num_heads, "depth": int(match[2]), **given}
-
-
-def prdit_preset(name: str, **overrides: Any) -> PRDiT:
-    """Builds a published size by name: PRDiT-XS, S, B, L or XL, then '/', then the depth (0 for stage 1 alone).
-
-    Raises:
-        ValueError: see `build_prdit` and `built_if_it_fits`.
-    """
-    return built_if_it_fits(build_prdit, **preset_settings(name, **overrides))
 
 
 def built_if_it_fits(build: Callable[..., Network], *args: Any, **settings: Any) -> Network:

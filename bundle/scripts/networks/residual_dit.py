@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -22,6 +22,8 @@ from .layers import (
     unpatchify,
     zero_init,
 )
+
+Guide = Tuple[int, float]  # of layer-skip guidance: the block that is left out, and the weight w
 
 
 class Attention(nn.Module):
@@ -185,29 +187,23 @@ class ResidualDiT(nn.Module):
         shift, scale = modulation.unbind(0)
         return self.output(modulate(self.final_norm(tokens), shift, scale))
 
-    def refine(self, x: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None) -> Tensor:
-        """As `forward`, with what `modulations` made of the time, and `positions` of the volume's shape."""
-        grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
-        tokens = self.embed(x, positions)
+    def refine(
+        self, x: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None, guide: Optional[Guide] = None
+    ) -> Tensor:
+        """As `forward`, with what `modulations` made of the time, and `positions` of the volume's shape.
+
+        With a guide R + w (R - R'), where R' leaves a block out and shares all blocks before it; the modulations must then
+        be of one time.
+        """
+        tokens, left_out = self.embed(x, positions), -1 if guide is None else guide[0]
         for i, block in enumerate(self.blocks):
             if not torch.jit.is_scripting() and self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, modulations[i], use_reentrant=False)
+                after = checkpoint(block, tokens, modulations[i], use_reentrant=False)
             else:
-                tokens = block(tokens, modulations[i])
-        return unpatchify(self.predicted(tokens, modulations[len(self.blocks)]), grid, self.stride)
-
-    @torch.jit.unused
-    def refine_guided(
-        self, x: Tensor, modulations: List[Tensor], positions: Optional[Tensor], weight: float, block: int
-    ) -> Tensor:
-        """R + w (R - R'), where R is that of `refine` and R' leaves one block out; all blocks before it are shared.
-
-        The modulations must be of one time.
-        """
-        grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
-        tokens = self.embed(x, positions)
-        for i, layer in enumerate(self.blocks):
-            after = layer(tokens, modulations[i])
-            tokens = torch.cat([after, tokens]) if i == block else after  # from then on (2B, N, F), of R and R'
-        whole, weaker = self.predicted(tokens, modulations[len(self.blocks)]).chunk(2)
-        return unpatchify(torch.lerp(weaker, whole, 1.0 + weight), grid, self.stride)
+                after = block(tokens, modulations[i])
+            tokens = torch.cat([after, tokens]) if i == left_out else after  # from then on (2B, N, F), of R and R'
+        output = self.predicted(tokens, modulations[len(self.blocks)])
+        if guide is not None:
+            whole, weaker = output.chunk(2)
+            output = torch.lerp(weaker, whole, 1.0 + guide[1])
+        return unpatchify(output, token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride), self.stride)
