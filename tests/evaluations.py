@@ -6,7 +6,7 @@ from functools import cache
 from bundle_runs import run
 
 from scripts.data import chest_phantom, grid_affine
-from scripts.inferers import save_volume
+from scripts.output import save_volume
 
 GRID, SIZE_MM = [32, 32, 32], [320.0] * 3
 QUICK = {"num_bootstrap": 20, "num_ms_ssim_pairs": 3, "num_slices": 1, "bf16": False}

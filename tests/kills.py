@@ -27,9 +27,9 @@ from bundle_runs import DATA, run, training  # noqa: E402
 from review_studies import answer, make_study, score, write_answers  # noqa: E402
 
 from scripts.data import chest_phantom  # noqa: E402
-from scripts.inferers import save_volume  # noqa: E402
 from scripts.metrics.features import NUM_FEATURES  # noqa: E402
 from scripts.networks import build_prdit, save_weights  # noqa: E402
+from scripts.output import save_volume  # noqa: E402
 from scripts.review import study  # noqa: E402
 
 CPU = "$torch.device('cpu')"

@@ -5,7 +5,7 @@ import json
 from bundle_runs import run
 
 from scripts.data import chest_phantom, grid_affine
-from scripts.inferers import save_volume
+from scripts.output import save_volume
 
 SIZE_MM = [320.0] * 3
 READERS = ["Ana", "Ben", "Zoë"]

@@ -13,8 +13,8 @@ import yaml
 from bundle_runs import DATA, TINY, assert_refused, config_files, losses, run, run_process, sample, train, training
 
 from scripts.data import chest_phantom
-from scripts.inferers import save_volume
 from scripts.networks import read_card
+from scripts.output import save_volume
 
 
 def test_two_stages_lower_the_validation_loss(trained):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from bundle_runs import CONFIGS, assert_refused, run, run_process, sample
 
-from scripts.inferers import Writer
+from scripts.output import Writer
 
 
 def test_samples_are_ct_in_hu_with_geometry(trained, tmp_path):

@@ -11,7 +11,7 @@ from scripts.evaluation import RecordStore, WScore, load_sets
 from scripts.evaluation.records import save_record
 from scripts.evaluation.volume_sets import VolumeSet
 from scripts.files import release
-from scripts.inferers import VolumeStore, save_volume
+from scripts.output import VolumeStore, save_volume
 
 RECORD = {"histogram": torch.arange(4.0), "size_mm": torch.tensor([320.0] * 3)}
 

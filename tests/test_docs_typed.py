@@ -20,10 +20,10 @@ from test_docs import PAGES, ROOT, arguments, commands, config_stack, lines_of_p
 from test_high_resolution_training import HIGH
 
 from scripts.data import chest_phantom, grid_affine
-from scripts.inferers import save_volume
 from scripts.interop import official_state_dict
 from scripts.networks import build_prdit, preset_settings, save_weights
 from scripts.networks.high_resolution import build_high_resolution
+from scripts.output import save_volume
 from scripts.settings.reach import reached
 
 NETWORK = {

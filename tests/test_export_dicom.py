@@ -11,9 +11,9 @@ from bundle_runs import assert_refused, run, sample
 from dicom_series import as_dicom, only, series_in, write_series
 
 from scripts.data.dicom import read_series
-from scripts.data.generated import MARK, GeneratedVolume
 from scripts.data.ingest.sources import find_sources
-from scripts.inferers import VolumeStore
+from scripts.output import VolumeStore
+from scripts.output.generated import MARK, GeneratedVolume
 
 AFFINE = np.diag([10.0, 10.0, 10.0, 1.0])
 PROVENANCE = {"solver": "euler", "num_inference_steps": 20, "weights_sha256": "ab" * 32, "intensity": "HU"}

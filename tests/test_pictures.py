@@ -9,8 +9,8 @@ from PIL import Image
 from test_docs import ROOT
 
 from scripts.data import grid_affine
-from scripts.data.generated import save_volume
 from scripts.data.pictures import _GAP, _LARGE, _line, labelled_picture, preview_picture, stacked
+from scripts.output.generated import save_volume
 
 GRID, SIZE_MM = (32, 24, 40), (320.0, 240.0, 400.0)
 AXES = {"L": (0, 0), "R": (0, 1), "back": (1, 0), "front": (1, 1), "feet": (2, 0), "head": (2, 1)}

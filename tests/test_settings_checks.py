@@ -11,7 +11,7 @@ from bundle_runs import CONFIGS, config_files
 from monai.bundle import ConfigParser
 
 from scripts.errors import root_cause
-from scripts.inferers.writers import WRITERS
+from scripts.output.writers import WRITERS
 from scripts.schedulers import PROCESSES, SOLVERS, SPACINGS
 from scripts.schedulers.process import TRAINING_TIMES
 from scripts.settings import choices

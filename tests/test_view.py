@@ -188,7 +188,7 @@ def test_sampling_writes_a_page_of_all_generated_volumes_of_the_folder(trained, 
     header, values = content(tmp_path / "view" / "001.js")
     image = nib.load(tmp_path / "seed_000007.nii.gz")
     assert np.array_equal(values, np.asanyarray(image.dataobj)) and header["spacing"] == [20, 20, 20]
-    monkeypatch.setattr("scripts.inferers.writers._VIEWED", 2)
+    monkeypatch.setattr("scripts.output.writers._VIEWED", 2)
     before = (tmp_path / "view" / "000.js").stat().st_mtime_ns
     sample(num_samples=2, seed=5, **settings)
     assert names()[0] == ["seed_000005", "seed_000006"] and "the first 2 of 3 volumes are shown" in names()[1]

@@ -16,8 +16,8 @@ GRID, SIZE_MM = (64, 64, 64), (320.0, 320.0, 320.0)  # of the shipped weights
 
 def main() -> None:
     from scripts.data import chest_phantom
-    from scripts.data.generated import GeneratedVolume
     from scripts.data.pictures import pair_picture, stacked, titled
+    from scripts.output.generated import GeneratedVolume
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generated_dir", default=str(ROOT / "demo"), help="volumes of the shipped weights; make demo")

@@ -7,12 +7,16 @@ import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Optional, Union
+from typing import Mapping, Optional, Union
 
 import ignite.distributed as idist
 import torch
 
+from .words import bytes_in_words
+
 GB = 1e9
+DRIVER_GB = 0.7  # of a GPU's memory: CUDA context and kernels
+PROGRAM = "Python and PyTorch"
 _CONTROL_GROUP = "/sys/fs/cgroup/memory.max"  # what a container may take
 CPU_ONLY = (
     "this PyTorch is built for the CPU alone, but there is an NVIDIA GPU: install the CUDA build (https://pytorch.org), "
@@ -87,3 +91,43 @@ def free_disk(folder: Union[str, Path]) -> tuple[Path, float]:
     while not there.exists():
         there = there.parent
     return there, float(shutil.disk_usage(there).free)
+
+
+def tell_needs(
+    device: Union[str, torch.device],
+    on_device: Mapping[str, float],
+    on_host: Mapping[str, float],
+    disk: float,
+    folder: Union[str, Path],
+    work: str = "",
+) -> None:
+    """Prints what a run would need, and what there is.
+
+    Args:
+        device: where it runs.
+        on_device: bytes of its memory by what they are for.
+        on_host: bytes of the memory of this machine; on a CPU they are added to those of the device.
+        disk: bytes that it writes.
+        folder: where to.
+        work: another line.
+    """
+    place, free = free_disk(folder)
+    if work:
+        print(work)
+    if torch.device(device).type == "cpu":
+        _tell_memory("memory", "cpu", {**on_device, **on_host})
+    else:
+        _tell_memory(f"memory on {device}", device, {**on_device, "the driver": DRIVER_GB * GB})
+        _tell_memory("memory of this machine", "cpu", on_host)
+    print(f"writes at most {bytes_in_words(disk)} (calculated); {free / GB:.0f} GB are free in {place}")
+    print("dry run: nothing was written")
+
+
+def _tell_memory(name: str, device: Union[str, torch.device], parts: Mapping[str, float]) -> None:
+    there = memory_bytes(device)
+    print(
+        f"needs {bytes_in_words(sum(parts.values()))} of {name} (calculated)"
+        + (f", there are {bytes_in_words(there)}" if there else "")
+        + ": "
+        + ", ".join(f"{bytes_in_words(number)} for {what}" for what, number in parts.items() if number >= 1e6)
+    )

@@ -1,6 +1,5 @@
 """Volumes in files and in HU, and three rooms on top: ingest, phantoms, training data."""
 
-from .export_dicom import export_dicom
 from .geometry import grid_affine
 from .ingest import prepare_dataset
 from .phantoms import LABELS, chest_phantom

@@ -1,6 +1,5 @@
-"""Training forward, sampling, and volumes on disk."""
+"""Training forward, and sampling."""
 
-from ..data.generated import save_volume
 from .generator import (
     DiffusionGenerator,
     Generator,
@@ -14,6 +13,4 @@ from .inferer import autocast, computed_in, has_fast_bf16, uses_bf16
 from .items import check_weights, grid_of, seed_list
 from .memory import Sampling, memory_plan
 from .network import inference_network
-from .opening import end_plan, tell_sampling, tell_volumes, voxels_in_words
-from .store import VolumeStore, VolumeWriter
-from .writers import Writer
+from .opening import end_plan, tell_sampling, tell_volumes

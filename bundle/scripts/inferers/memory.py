@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ..hardware import GB
+from ..hardware import DRIVER_GB, GB
 from ..networks.card import Card
 from ..networks.guidance import Guidance, Guided
 from ..networks.kinds import build_network
@@ -28,7 +28,6 @@ from .items import sides_of
 
 BATCHES = (32, 16, 8, 4, 2, 1)
 CHUNKS = tuple(2**i for i in range(17, 8, -1))  # patches of the local denoiser in one go
-RESERVED_GB = 0.7  # CUDA context and kernels
 USABLE = 0.85  # the rest is for what the allocator cannot use
 
 
@@ -171,7 +170,7 @@ def memory_plan(
     assert card.data is not None
     sides = sides_of(grid, card.data.grid)
     fast = uses_bf16(usable_device(device), bf16)
-    peak, limit = math.inf, USABLE * memory_gb - RESERVED_GB
+    peak, limit = math.inf, USABLE * memory_gb - DRIVER_GB
     sampling = Sampling(card.network, fast, num_calls, guided)
     # whole volumes come first, then ever smaller chunks, and of these the largest batch
     for chunk in (0, *CHUNKS) if chunk_tokens is None else (chunk_tokens,):
@@ -181,6 +180,6 @@ def memory_plan(
             fitting = next(batch for batch in batches if sampling.peak_gb(sides, batch, chunk) <= limit)
             return {"batch_size": fitting, "chunk_tokens": chunk}
     raise ValueError(
-        f"a volume of {list(sides)} needs about {(peak + RESERVED_GB) / USABLE:.1f} GB with this network, memory_gb is "
+        f"a volume of {list(sides)} needs about {(peak + DRIVER_GB) / USABLE:.1f} GB with this network, memory_gb is "
         f"{memory_gb}: choose a smaller grid, batch_size or chunk_tokens"
     )

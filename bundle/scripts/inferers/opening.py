@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import timedelta
-from pathlib import Path
-from typing import Any, Mapping, NoReturn, Optional, Sequence, Sized, Union
+from typing import Any, NoReturn, Optional, Sequence, Sized, Union
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
 
-from ..data.geometry import three
-from ..hardware import CPU_ONLY, GB, device_name, free_disk, idle_gpu, memory_bytes, resident_bytes
+from ..hardware import CPU_ONLY, GB, PROGRAM, device_name, idle_gpu, resident_bytes, tell_needs
 from ..networks.card import Card
-from ..words import bytes_in_words, count
+from ..output import VolumeStore
+from ..words import count, duration
 from .generator import DiffusionGenerator
-from .memory import RESERVED_GB, Sampling
-from .store import VolumeStore
+from .memory import Sampling
 
-PROGRAM = "Python and PyTorch"
 WORTH_A_PROBE = 40  # network calls; three of them are made to tell how long all will take
 
 
@@ -145,62 +141,3 @@ def end_plan(
         device, {"weights and activations": peak * GB}, {PROGRAM: held}, store.most_bytes(math.prod(grid)), store.folder
     )
     raise SystemExit(0)
-
-
-def tell_needs(
-    device: Union[str, torch.device],
-    on_device: Mapping[str, float],
-    on_host: Mapping[str, float],
-    disk: float,
-    folder: Union[str, Path],
-    work: str = "",
-) -> None:
-    """Prints what a run would need, and what there is.
-
-    Args:
-        device: where it runs.
-        on_device: bytes of its memory by what they are for.
-        on_host: bytes of the memory of this machine; on a CPU they are added to those of the device.
-        disk: bytes that it writes.
-        folder: where to.
-        work: another line.
-    """
-    place, free = free_disk(folder)
-    if work:
-        print(work)
-    if torch.device(device).type == "cpu":
-        _tell_memory("memory", "cpu", {**on_device, **on_host})
-    else:
-        _tell_memory(f"memory on {device}", device, {**on_device, "the driver": RESERVED_GB * GB})
-        _tell_memory("memory of this machine", "cpu", on_host)
-    print(f"writes at most {bytes_in_words(disk)} (calculated); {free / GB:.0f} GB are free in {place}")
-    print("dry run: nothing was written")
-
-
-def _tell_memory(name: str, device: Union[str, torch.device], parts: Mapping[str, float]) -> None:
-    there = memory_bytes(device)
-    print(
-        f"needs {bytes_in_words(sum(parts.values()))} of {name} (calculated)"
-        + (f", there are {bytes_in_words(there)}" if there else "")
-        + ": "
-        + ", ".join(f"{bytes_in_words(number)} for {what}" for what, number in parts.items() if number >= 1e6)
-    )
-
-
-def voxels_in_words(grid: Sequence[int], size_mm: Union[float, Sequence[float]]) -> str:
-    """A grid and the size of its voxels, such as `64³ voxels of 5 mm`."""
-    sides = f"{grid[0]}³" if len(set(grid)) == 1 else " x ".join(map(str, grid))
-    spacing = list(dict.fromkeys(f"{length / side:.3g}" for length, side in zip(three(size_mm), grid)))
-    return f"{sides} voxels of {' x '.join(spacing)} mm"
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it: `9 s`, `12 min`, `3 h 20 min`, `4 days`."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 90 * 60:
-        return f"{round(seconds / 60)} min"
-    if seconds < 48 * 3600:
-        hours, minutes = divmod(round(timedelta(seconds=seconds) / timedelta(minutes=1)), 60)
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{seconds / 86400:.1f} days"

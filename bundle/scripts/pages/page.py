@@ -6,13 +6,15 @@ import base64
 import io
 from functools import cache
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping
 
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from monai.data import Dataset
 from PIL import Image
+
+from ..words import duration
 
 _SCRIPTS = Path(__file__).resolve().parents[1]
 
@@ -27,7 +29,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(formatted=formatted, minus=minus, data_uri=data_uri, duration=duration)
+    environment.filters.update(
+        formatted=formatted,
+        minus=minus,
+        data_uri=data_uri,
+        duration=lambda seconds: "–" if seconds is None else duration(seconds),
+    )
     return environment
 
 
@@ -61,13 +68,6 @@ def number(estimate: Mapping[str, Any]) -> str:
 def minus(value: float, spec: str = "g") -> str:
     """A number with a real minus sign."""
     return f"{value:{spec}}".replace("-", "−")
-
-
-def duration(seconds: Optional[float]) -> str:
-    """Seconds or minutes; a dash for None."""
-    if seconds is None:
-        return "–"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def as_array(volumes: Dataset, index: int) -> np.ndarray:

@@ -16,10 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..hardware import CPU_ONLY, GB, idle_gpu, memory_bytes, resident_bytes
+from ..hardware import CPU_ONLY, GB, PROGRAM, idle_gpu, memory_bytes, resident_bytes, tell_needs
 from ..inferers.memory import LiveBytes
-from ..inferers.opening import PROGRAM, duration, tell_needs
-from ..words import count
+from ..words import count, duration
 from .checkpoints import checkpoints
 from .objectives import Objective, sum_of_terms
 

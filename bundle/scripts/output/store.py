@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from ..data.generated import GeneratedVolume, is_generated, save_volume
 from ..data.geometry import grid_affine, three
 from ..data.intensity import HU
 from ..errors import require_writable
@@ -21,6 +20,7 @@ from ..files import hold, release, remove_leftovers, sha256_of, write_json
 from ..stops import stoppable, stoppable_engine
 from ..version import VERSION
 from ..words import count
+from .generated import GeneratedVolume, is_generated, save_volume
 from .writers import Writer, writers_of
 
 

@@ -13,11 +13,11 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
+from ..data.dicom.writing import NO_PATIENT, Origin
+from ..data.intensity import HU, from_hu, to_hu
+from ..data.nifti import save_nifti
 from ..files import PathLike, sha256_of
 from ..version import NAME
-from .dicom.writing import NO_PATIENT, Origin
-from .intensity import HU, from_hu, to_hu
-from .nifti import save_nifti
 
 MARK = "synthetic CT by PRDiT, no patient"  # in the header of every generated volume
 

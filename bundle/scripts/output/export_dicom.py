@@ -12,17 +12,17 @@ from typing import Optional
 import numpy as np
 from tqdm import tqdm
 
+from ..data.dicom.writing import NO_PATIENT, Origin, series_folder, series_uid, write_series, written_series
+from ..data.hounsfield import check_hu, is_label_map
+from ..data.ingest.places import list_files
+from ..data.nifti import read_header
+from ..data.readers import kind_of, read_file
+from ..data.reasons import reason_of
 from ..errors import require_writable
 from ..files import hold, release, remove_leftovers
 from ..overlap import check_places
 from ..stops import stoppable
-from .dicom.writing import NO_PATIENT, Origin, series_folder, series_uid, write_series, written_series
 from .generated import GeneratedVolume, is_generated
-from .hounsfield import check_hu, is_label_map
-from .ingest.places import list_files
-from .nifti import read_header
-from .readers import kind_of, read_file
-from .reasons import reason_of
 
 
 def export_dicom(

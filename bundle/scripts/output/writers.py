@@ -9,12 +9,12 @@ import numpy as np
 from PIL.PngImagePlugin import PngInfo
 
 from ..data.dicom.writing import series_folder, write_series, written_series
-from ..data.generated import MARK, GeneratedVolume, is_generated
 from ..data.intensity import HU, to_hu
 from ..data.pictures import labelled_picture
 from ..data.readers import read_file
 from ..files import sha256_of, whole_file
 from ..review.viewer import Viewed, most_script_bytes, write_view
+from .generated import MARK, GeneratedVolume, is_generated
 
 _BYTES = 2  # of a voxel, before compression
 _PICTURE_BYTES, _PAGE_BYTES, _HEADER_BYTES = 2e6, 2e5, 1e6  # of preview.png, view.html, a series: more than was seen
