@@ -7,7 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from scripts.networks import build_prdit, export_weights, network_from_checkpoint, read_card, save_weights, sha256_of
+from scripts.files import sha256_of
+from scripts.networks import build_prdit, export_weights, network_from_checkpoint, read_card, save_weights
 from scripts.networks.checkpoint import load_strictly, load_tensors, save_tensors
 
 

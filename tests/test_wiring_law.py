@@ -1,9 +1,13 @@
 """The law of wiring: in every stack, changing a setting changes what is built, or the setting is refused there."""
 
+import importlib
+import inspect
+
 import monai.bundle.config_item
 import pytest
+import yaml
 from monai.bundle import ConfigParser
-from test_settings_checks import STACKS, merged
+from test_settings_checks import CONFIGS, STACKS, is_literal, merged
 
 from scripts.settings.kinds import COMPONENT
 from scripts.settings.reach import RUN_IDS, described_settings, reached
@@ -85,3 +89,26 @@ def test_changing_a_setting_changes_what_is_built(stack, monkeypatch):
         if name in used:
             changed = built(ConfigParser({**config, name: other_value(setting.kind, config[name])}))
             assert changed != unchanged, name
+
+
+def components(value):
+    """Every component of ours in a config."""
+    if isinstance(value, dict) and str(value.get("_target_", "")).startswith("scripts."):
+        yield value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from components(one)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_a_default_is_the_same_in_config_and_code_or_has_no_effect_there(name):
+    config, neutral = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()), (None, False, 0, 1)
+    for component in components(config):
+        module, _, target = component["_target_"].rpartition(".")
+        parameters = inspect.signature(getattr(importlib.import_module(module), target)).parameters
+        for argument, value in component.items():
+            setting = value[1:] if isinstance(value, str) and value.startswith("@") else None
+            if argument in parameters and setting in config and is_literal(config[setting]):
+                default = parameters[argument].default
+                default = list(default) if isinstance(default, tuple) else default
+                told = f"{setting} is {config[setting]} in {name}.yaml, {default} in {target}"
+                assert default in (inspect.Parameter.empty, config[setting], *neutral), told

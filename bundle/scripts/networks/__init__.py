@@ -1,6 +1,5 @@
 """Networks of PRDiT and their weights."""
 
-from ..files import sha256_of
 from .base import DenoisingNetwork
 from .card import Card, read_card
 from .checkpoint import export_weights, load_network, network_from_checkpoint, save_weights

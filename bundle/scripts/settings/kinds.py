@@ -233,7 +233,6 @@ NAME = Kind(
 FILE = Kind(_PATH, "the name of a file", verbatim=True)
 FOLDER = Kind(_PATH, "the name of a folder", verbatim=True)
 INPUT_FILE = Kind(Annotated[_PATH, AfterValidator(_file_there)], "a file that exists", verbatim=True)
-INPUT = Kind(Annotated[_PATH, AfterValidator(_file_there)], "a file or folder that exists", verbatim=True)
 INPUT_FOLDER = Kind(Annotated[_PATH, AfterValidator(_folder_there)], "a folder that exists", verbatim=True)
 FILE_OR_HUB = Kind(
     Annotated[_PATH, AfterValidator(lambda path: path if path == "hub" else _file_there(path))],

@@ -20,7 +20,7 @@ from ..hardware import CPU_ONLY, GB, PROGRAM, idle_gpu, memory_bytes, resident_b
 from ..inferers.memory import LiveBytes
 from ..words import count, duration
 from .checkpoints import checkpoints
-from .objectives import Objective, sum_of_terms
+from .objectives import HeldOut, Objective, sum_of_terms
 
 FEW_VOLUMES = 20  # nothing was measured about it: with so few, each is seen hundreds of times
 _DRAWS = (torch.ops.aten.randint.default, torch.ops.aten.randint.low)
@@ -44,7 +44,7 @@ class TrainingStep:
         grid: Sequence[int],
         batch_size: int,
         device: Union[str, torch.device],
-        validation: Optional[Objective] = None,
+        validation: Optional[HeldOut] = None,
     ) -> None:
         self.objective, self.validation = objective, validation
         self.grid, self.batch_size, self.device = list(grid), batch_size, torch.device(device)
@@ -63,16 +63,22 @@ class TrainingStep:
         """Of a step, from one or two of them; of a large batch, from a step of one volume."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # the run draws as if nothing had been before it
-            self._timed(1)  # what the first step alone has to do
-            one = self._timed(1)
-            found = self._timed(self.batch_size) if one < _SMALL else one * self.batch_size
+            self._timed(self.run, 1)  # what the first step alone has to do
+            one = self._timed(self.run, 1)
+            found = self._timed(self.run, self.batch_size) if one < _SMALL else one * self.batch_size
         for parameter in self.objective.parameters():
             parameter.grad = None
         return found
 
-    def _timed(self, batch_size: int) -> float:
+    def validation_seconds(self) -> float:
+        """Of a volume at all its times, from one of them."""
+        assert self.validation is not None
+        one_time = HeldOut(self.validation.objective, 1)
+        return self.validation.num_times * self._timed(torch.no_grad()(one_time), 1)
+
+    def _timed(self, run: Callable[[dict[str, Any]], Any], batch_size: int) -> float:
         start = time.monotonic()
-        self.run(self.batch(batch_size))
+        run(self.batch(batch_size))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.monotonic() - start
@@ -155,12 +161,13 @@ def require_memory(network: nn.Module, device: Union[str, torch.device]) -> None
 
 
 @idist.one_rank_only()
-def tell_time(step: TrainingStep, num_steps: int, ckpt_dir: str, name: str) -> None:
-    """Prints how long the steps will take by a short probe, and where the weights go; a continued run knows it soon.
+def tell_time(step: TrainingStep, length: dict[str, int], validated: int, ckpt_dir: str, name: str) -> None:
+    """Prints how long the run will take by a short probe, and where the weights go; a continued run knows it soon.
 
     Args:
         step: of this run.
-        num_steps: of the run.
+        length: see `run_length`.
+        validated: volumes at each validation, of all processes.
         ckpt_dir: of the weights.
         name: of the weights.
     """
@@ -168,8 +175,12 @@ def tell_time(step: TrainingStep, num_steps: int, ckpt_dir: str, name: str) -> N
         return
     if idle_gpu() and step.device.type == "cpu":
         print(f"warning: {CPU_ONLY}", file=sys.stderr)
-    seconds = step.seconds()
-    print(f"about {duration(seconds * num_steps)} of steps, {seconds:.2g} s each, and validation; -> {ckpt_dir}/")
+    seconds, num_steps = step.seconds(), length["max_epochs"] * length["epoch_length"]
+    validations = math.ceil(length["max_epochs"] / length["val_interval"])
+    validating = duration(step.validation_seconds() * math.ceil(validated / idist.get_world_size()) * validations)
+    print(
+        f"about {duration(seconds * num_steps)} of steps, {seconds:.2g} s each, and {validating} of validation; -> {ckpt_dir}/"
+    )
 
 
 def end_plan(

@@ -18,8 +18,8 @@ FIRST_VALIDATION_PHANTOM = 1_000_000
 
 def ct_datalist(
     dataset_dir: Union[str, Path, None],
-    num_phantoms: int = 1000,
-    num_validation_phantoms: int = 16,
+    num_phantoms: int = 0,
+    num_validation_phantoms: int = 0,
     setting: str = "dataset_dir",
 ) -> dict[str, list[dict[str, Any]]]:
     """Finds the volumes of a data set.
