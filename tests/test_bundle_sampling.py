@@ -101,6 +101,14 @@ def test_a_picture_that_is_not_ours_stays(trained, tmp_path, capsys):
     assert picture.read_bytes() != first
 
 
+@pytest.mark.parametrize("name", ["preview.png", "view.html", "seed_000001.json"])
+def test_a_folder_in_the_way_of_a_file_is_told_before_anything_is_sampled(name, trained, tmp_path):
+    (tmp_path / name).mkdir()
+    with assert_refused(tmp_path / name, "is a folder", "output_dir"):
+        sample(ckpt_path=trained / "ckpt" / "model.pt", output_dir=tmp_path, num_samples=2, num_inference_steps=2)
+    assert not list(tmp_path.glob("seed_*.nii.gz"))
+
+
 @pytest.mark.parametrize("kind", ["another volume", "no volume", "another JSON"])
 def test_files_that_are_not_ours_are_not_overwritten(kind, trained, tmp_path):
     settings = {"ckpt_path": trained / "ckpt" / "model.pt", "num_inference_steps": 2, "output_dir": tmp_path}

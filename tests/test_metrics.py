@@ -379,6 +379,11 @@ def test_med3d_weights_from_a_file(tmp_path, one_line):
     with pytest.raises(ValueError) as raised:
         FeatureExtractor(str(path))
     one_line(raised, path, "of another network")
+    for state in (None, [], {1: torch.zeros(1)}):
+        torch.save({"state_dict": state}, path)
+        with pytest.raises(ValueError) as raised:
+            FeatureExtractor(str(path))
+        one_line(raised, path, "holds no state dict")
 
 
 def test_the_hub_out_of_reach_is_one_line(monkeypatch, one_line):

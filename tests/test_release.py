@@ -3,10 +3,12 @@
 import functools
 import hashlib
 import importlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -112,6 +114,25 @@ def test_what_users_could_not_load_is_not_released_and_foreign_files_stay(tmp_pa
         tool.build(tmp_path)
     one_line(raised, foreign, "was not made by this command")
     assert [path.name for path in tmp_path.iterdir()] == [foreign.name]
+
+
+def test_links_and_places_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, one_line):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tool, packed = importlib.import_module("release"), io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        link = tarfile.TarInfo("docs/README.md")
+        link.type, link.linkname = tarfile.SYMTYPE, "../../README.md"
+        archive.addfile(link)
+    monkeypatch.setattr(tool, "git", lambda *arguments: packed.getvalue())
+    with pytest.raises(ValueError) as raised:
+        tool.build(tmp_path)
+    one_line(raised, "bundle/docs/README.md is a link")
+    monkeypatch.setattr(tool, "released_files", lambda commit: {})
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "dist", Path("/proc/1/dist")):
+        with pytest.raises(ValueError) as raised:
+            tool.build(place)
+        one_line(raised, "--output_dir", place, "is not writable")
 
 
 def test_a_commit_is_no_option_of_git(tmp_path, monkeypatch, one_line):

@@ -114,6 +114,14 @@ def test_many_processes_need_their_overlay(stack, monkeypatch, one_line):
     one_line(raised, "2 processes", "multi_gpu.yaml last")
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+def test_numbers_of_processes_that_are_none_are_told(name, monkeypatch, one_line):
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(ValueError) as raised:
+        check(["preprocess"])
+    one_line(raised, f"{name} in the environment", "'x'")
+
+
 def test_what_shares_its_work_by_itself_or_not_at_all(monkeypatch, one_line):
     monkeypatch.setenv("WORLD_SIZE", "2")
     check(["preprocess"])

@@ -32,6 +32,7 @@ NAME = "prdit_ct_generation"
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bundle"))
 
+from scripts.errors import require_writable  # noqa: E402
 from scripts.files import remove_leftovers, require_own, whole_file, write_text  # noqa: E402
 from scripts.machine import machine_fault  # noqa: E402
 
@@ -50,14 +51,15 @@ def git(*arguments: str) -> bytes:
 
 
 def committed_files(commit: str) -> dict[str, bytes]:
-    """Content of the files below bundle/, by their path there."""
+    """Content of the files below bundle/, by their path there; ValueError in one line for a link."""
     files = {}
     content = git("archive", "--format=tar", "--end-of-options", f"{commit}:bundle")
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         for member in archive.getmembers():
-            file = archive.extractfile(member)
-            if file is not None:
-                files[member.name] = file.read()
+            if member.issym():  # the zip, and Windows, know no links
+                raise ValueError(f"bundle/{member.name} is a link: commit the file itself")
+            if member.isfile():
+                files[member.name] = archive.extractfile(member).read()  # type: ignore[union-attr]
     return files
 
 
@@ -129,9 +131,10 @@ def build(output_dir: Path, commit: str = "HEAD") -> Path:
 
     Raises:
         ValueError: in one line, when git does not know the commit, the version has no entry in the changelog, the weights
-            do not fit their JSON, or another file has the zip's name.
+            do not fit their JSON, output_dir is not writable, or another file has the zip's name.
     """
     files = released_files(commit)
+    require_writable(output_dir, "--output_dir")
     metadata = json.loads(files["configs/metadata.json"])
     version = metadata["version"]
     if version not in metadata.get("changelog", {}):
@@ -150,9 +153,15 @@ def build(output_dir: Path, commit: str = "HEAD") -> Path:
     return path
 
 
+def _folder(text: str) -> Path:
+    if not text.strip():  # of a variable that is not set; it would be the current folder
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Builds the release of a commit.")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "dist")
+    parser.add_argument("--output_dir", type=_folder, default=ROOT / "dist")
     parser.add_argument("--commit", default="HEAD")
     given = parser.parse_args()
     try:

@@ -189,9 +189,16 @@ def remove_leftovers(*folders: PathLike) -> None:
                         part.unlink()
 
 
+def require_no_folder(path: PathLike, setting: str) -> None:
+    """Refuses a folder where a file is to be written; ValueError in one line."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder, where a file is needed; move it away or choose another {setting}")
+
+
 def require_own(path: PathLike, mark: str, setting: str) -> None:
-    """Refuses a file in the way that lacks the mark of what this command writes; ValueError in one line."""
+    """Refuses what is in the way and lacks the mark of the file that this command writes; ValueError in one line."""
     path = Path(path)
+    require_no_folder(path, setting)
     if path.is_file() and mark.encode() not in path.read_bytes():
         raise ValueError(f"{path} was not made by this command and would be replaced; choose another {setting}")
 

@@ -67,7 +67,10 @@ def _files(names: Any) -> str:
 
 
 def _check_processes(marks: Mapping[str, Mapping[str, Any]]) -> None:
-    world_size = os.environ.get("WORLD_SIZE", "1")  # torchrun sets it
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):  # torchrun sets them
+        if not os.environ.get(name, "1").isdecimal():
+            raise ValueError(f"{name} in the environment must be a whole number, got {os.environ[name]!r}; unset it")
+    world_size = os.environ.get("WORLD_SIZE", "1")
     if world_size == "1":
         return
     kinds = [mark["processes"] for mark in marks.values() if "processes" in mark]

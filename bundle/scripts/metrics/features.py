@@ -88,6 +88,8 @@ def _medicalnet(feature_weights: Optional[str]) -> nn.Module:
         network = _dilated(resnet50(**MEDICALNET))
     if feature_weights is not None:
         state = state.get("state_dict", state)
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+            raise ValueError(f"{feature_weights} holds no state dict")
         state = {name.removeprefix("module."): value for name, value in state.items()}
         load_strictly(network, state, feature_weights)
     return network

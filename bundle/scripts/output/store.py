@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from ..data.geometry import grid_affine, three
 from ..data.intensity import HU
 from ..errors import require_writable
-from ..files import hold, release, remove_leftovers, sha256_of, write_json
+from ..files import hold, release, remove_leftovers, require_no_folder, sha256_of, write_json
 from ..stops import stoppable, stoppable_engine
 from ..version import VERSION
 from ..words import count
@@ -80,7 +80,12 @@ class VolumeStore:
             ValueError: when a volume is there that was made in another way, or a file that this bundle did not make.
         """
         self.items, self.todo = items, [item for item in items if self.overwrite or not self._is_sampled(item["seed"])]
-        for item in items:  # what is in a writer's way is told before hours of sampling
+        # what is in a writer's way is told before hours of sampling
+        for page in [writer.page for writer in self.writers if writer.page]:
+            require_no_folder(self.folder / page, "output_dir")
+        for item in items:
+            require_no_folder(self.path(item["seed"]), "output_dir")
+            require_no_folder(self.sidecar(item["seed"]), "output_dir")
             for writer in self.writers:
                 writer.is_there(self.volume(item["seed"]))
         idist.barrier()

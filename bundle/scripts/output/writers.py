@@ -29,6 +29,8 @@ class Writer:
     asked for later.
     """
 
+    page = ""  # name of the file that `finish` writes
+
     def check(self, provenance: Mapping[str, Any]) -> None:
         """Before anything is sampled: ValueError in one line where volumes made in this way cannot be written."""
 
@@ -50,6 +52,8 @@ class Writer:
 class Preview(Writer):
     """preview.png: the first four volumes, see `labelled_picture`."""
 
+    page = "preview.png"
+
     def most_bytes(self, voxels: int, num_volumes: int) -> float:
         return _PICTURE_BYTES
 
@@ -59,7 +63,7 @@ class Preview(Writer):
         names, mark = [f"seed {volume.facts['seed']}" for volume in volumes[:_PICTURED]], PngInfo()
         picture = labelled_picture([hu for hu, _ in read], size_mm, names, "Synthetic CT, drawn by PRDiT: no patient")
         mark.add_text("Description", MARK)
-        path = volumes[0].path.with_name("preview.png")
+        path = volumes[0].path.with_name(self.page)
         if path.exists() and not overwrite and MARK.encode() not in path.read_bytes():
             print(f"{path} was not made by this bundle and stays as it is")
         else:
@@ -69,6 +73,8 @@ class Preview(Writer):
 
 class View(Writer):
     """view.html: all generated volumes of the folder, the first by name where there are many."""
+
+    page = "view.html"
 
     def most_bytes(self, voxels: int, num_volumes: int) -> float:
         return _PAGE_BYTES + min(num_volumes, _VIEWED) * most_script_bytes(voxels)
