@@ -95,7 +95,7 @@ COMMANDS = {
     "export": lambda folder: run("run", ["export"], ckpt_path=folder / "model.pt", output_path=folder / "out" / "m.pt"),
     "import_official": lambda folder: run("run", ["import_official"], official_ckpt=DATA / "official_prdit_tiny.pt", ckpt_path=folder / "out" / "m.pt", grid=[8, 8, 8], num_heads=4, norm="layer"),
     "evaluate": lambda folder: _evaluate(["evaluate"], folder, metrics=["HU"], num_bootstrap=2, num_slices=1, extractor={"_target_": "kills.FewFeatures"}),
-    "wscore": lambda folder: _evaluate(["evaluate", "wscore"], folder, num_steps=2, checkpoint_interval=1, batch_size=2, critic_channels=[2, 4], num_seeds=2, cache_gb=0.1),
+    "wscore": lambda folder: _evaluate(["evaluate", "wscore"], folder, real_section="all", num_steps=2, checkpoint_interval=1, batch_size=2, critic_channels=[2, 4], num_seeds=2, cache_gb=0.1),
     "preprocess": lambda folder: run("run", ["preprocess"], source_dir=folder / "real", dataset_dir=folder / "out", spacing=20.0, size=16, center="volume", salt_file=folder / "key", mapping_file=folder / "map.csv"),
     "pictures": lambda folder: _train(1, folder, num_pictures=1),
     "writers": lambda folder: run("run", ["inference"], ckpt_path=folder / "model.pt", output_dir=folder / "out", num_samples=1, num_inference_steps=2, device=CPU, writers=["nifti", "dicom"]),

@@ -81,7 +81,9 @@ def commands(world, out):
         ("inference",): {"ckpt_path": weights, "output_dir": out / "o", "num_samples": 1, "num_inference_steps": 2},
         ("export",): {"ckpt_path": weights, "output_path": out / "e.pt"},
         ("evaluate",): {**evaluate, **quick},
-        ("evaluate", "wscore"): {**evaluate, "num_steps": 1, "batch_size": 1, "critic_channels": [2], "num_seeds": 1},
+        ("evaluate", "wscore"): {
+            **evaluate, "real_section": "all", "num_steps": 1, "batch_size": 1, "critic_channels": [2], "num_seeds": 1,
+        },
         ("evaluate", "sampling_sweep"): {
             "real_dir": real, "output_dir": out / "report", "checkpoints": {"a": str(weights)}, "num_samples": 2,
             "num_inference_steps": [1], "predictor_ratio": [1], "metrics": ["HU"], "device": "cpu", **quick,

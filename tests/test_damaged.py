@@ -77,29 +77,33 @@ def test_a_damaged_record_is_set_aside_and_made_again(cache, damage, capsys):
 
 def test_a_damaged_critic_is_set_aside_and_trained_anew(tmp_path, capsys):
     sets = {name: VolumeSet(name, [{"image": 0}] * 4, hashes=list(f"{name}123")) for name in ("real", "a")}
-    made_with = {"batch_size": 1, "lr": 1e-3, "channels": [2, 4], "num_seeds": 1, "held_out_share": 0.5}
+    made_with = {
+        "batch_size": 1,
+        "lr": 1e-3,
+        "channels": [2, 4],
+        "num_seeds": 1,
+        "held_out_share": 0.5,
+        "critics": "anchor",
+    }
     more = {"anchor": None, "num_steps": 2, "checkpoint_interval": 1, "num_workers": 0, "device": torch.device("cpu")}
-    score = WScore(sets, None, [8, 8, 8], str(tmp_path), **made_with, **more)
-    critic, optimizer, _ = score._resume(0)
-    score._save(critic, optimizer, 0, 1)
-    path = score.checkpoint_path(0)
+    score = WScore(sets, None, {"grid": [8, 8, 8]}, str(tmp_path), **made_with, **more)
+    critic, optimizer, _ = score._resume("a", 0)
+    path = score.checkpoint_path("a", 0)
+    score._save(critic, optimizer, path, 1)
     whole, state = path.read_bytes(), torch.load(path)
-    assert score._resume(0)[2] == 1
+    assert score._resume("a", 0)[2] == 1
     no_step = {name: value for name, value in state.items() if name != "step"}
     for other in (no_step, {**state, "critic": {}}, {**state, "critic": None}, {**state, "optimizer": {}}, [], None):
         torch.save(other, path) if other is not None else path.write_bytes(whole[:50])
         capsys.readouterr()
-        assert score._resume(0)[2] == 0 and not path.exists()
+        assert score._resume("a", 0)[2] == 0 and not path.exists()
         assert f"{path} is damaged and set aside" in capsys.readouterr().out
-    score._save(critic, optimizer, 0, 1)
+    score._save(critic, optimizer, path, 1)
     assert path.read_bytes() == whole  # the same state gives the same bytes
-    release(tmp_path)
-    with assert_refused("of other volumes or settings"):
-        WScore(sets, None, [8, 8, 8], str(tmp_path), **{**made_with, "lr": 1.0}, **more)._resume(0)
     release(tmp_path)
     (tmp_path / "wscore.json").write_text("{}")
     with assert_refused("wscore.json was not made by this command"):
-        WScore(sets, None, [8, 8, 8], str(tmp_path), **made_with, **more)
+        WScore(sets, None, {"grid": [8, 8, 8]}, str(tmp_path), **made_with, **more)
 
 
 # generated volumes

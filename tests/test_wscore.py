@@ -9,7 +9,15 @@ import torch
 from bundle_runs import assert_refused, run
 from evaluations import phantom, write
 
-from scripts.metrics.critic import CriticPairs, critic_losses, critic_network, gradient_penalty, held_out, w_scores
+from scripts.metrics.critic import (
+    CriticPairs,
+    critic_losses,
+    critic_network,
+    gradient_penalty,
+    held_out,
+    mixes,
+    w_ratio,
+)
 
 GRID = [16, 16, 16]
 TINY = {"num_steps": 6, "batch_size": 2, "critic_channels": [4, 8], "num_seeds": 2, "lr": 1.0e-3}
@@ -57,13 +65,23 @@ def test_held_out_volumes():
     assert sum(held_out(["a", "b"], 0.01)) == 1 == sum(held_out(["a", "b"], 0.99))
 
 
-def test_w_scores_of_known_distances():
-    scores = w_scores({"a": [1.0, 2.0], "b": [2.0, 8.0], "c": [-1.0, 1.0]}, "a")
-    assert scores["ratio"]["a"]["mean"] == 1 and scores["ratio"]["b"]["mean"] == 3
-    assert scores["ratio"]["b"]["std"] == pytest.approx(math.sqrt(2))
-    assert scores["log_ratio"]["b"]["a"]["mean"] == pytest.approx(math.log(2) * 1.5)
-    assert scores["log_ratio"]["a"]["b"]["mean"] == -scores["log_ratio"]["b"]["a"]["mean"]
-    assert scores["ratio"]["c"] is None and scores["distance"]["c"]["mean"] == 0
+def test_ratios_of_known_distances():
+    found = w_ratio([2.0, 8.0], [1.0, 2.0])
+    assert found["ratio"] == {"mean": 3, "std": pytest.approx(math.sqrt(2)), "num_seeds": 2, "num_undefined": 0}
+    assert found["log_ratio"]["mean"] == pytest.approx(-math.log(8) / 2)  # the further one is worse: below 0
+    back = w_ratio([1.0, 2.0], [2.0, 8.0])["log_ratio"]
+    assert back == {**found["log_ratio"], "mean": -found["log_ratio"]["mean"]}
+    # one blind critic takes nothing from the others, and is counted
+    assert w_ratio([2.0, 3.0, 8.0], [1.0, -0.1, 2.0])["ratio"] == {**found["ratio"], "num_undefined": 1}
+    assert w_ratio([0.0], [1.0])["ratio"] == {"mean": None, "std": None, "num_seeds": 0, "num_undefined": 1}
+
+
+def test_generators_that_share_a_critic():
+    names = ["a", "b", "c"]
+    assert mixes(names, "b", "anchor") == [("a", "b"), ("b", "c")]
+    assert mixes(names, "b", "pairs") == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert mixes(names, "b", "joint") == [("a", "b", "c")]
+    assert mixes(["a"], "a", "anchor") == mixes(["a"], "a", "pairs") == [("a",)]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +97,7 @@ def folders(tmp_path_factory):
 
 def score(folders, output_dir, **settings):
     given = {"real_dir": folders / "real", "device": "$torch.device('cpu')", "cache_gb": 0.1, **TINY, **settings}
+    given = {"real_section": "all", **given}
     given.setdefault("generated_dirs", {name: str(folders / name) for name in ("near", "far")})
     run("run", ["evaluate", "wscore"], output_dir=output_dir, **given)
     return json.loads((output_dir / "wscore.json").read_text())
@@ -87,8 +106,36 @@ def score(folders, output_dir, **settings):
 def test_the_nearer_generator_has_the_smaller_score(folders, tmp_path):
     found = score(folders, tmp_path, num_steps=80, anchor="near", num_seeds=3, held_out_share=0.5)
     assert found["num_volumes"]["real"] == {"training": 6, "held_out": 6}
-    near, far = (np.array(found["per_seed"][name]) for name in ("near", "far"))
+    (critic,) = found["per_critic"]
+    near, far = (np.array(critic["distance"][name]) for name in ("near", "far"))
     assert (far > near).all() and far.mean() > 2 * abs(near.mean()), (near, far)
+    if (near > 0).any():
+        assert found["ratio"]["far"]["mean"] > 1 and found["log_ratio"]["near"]["far"]["mean"] > 0
+
+
+def test_a_critic_per_pair_is_that_of_the_pair_alone_and_is_taken_again(folders, tmp_path, capsys):
+    dirs = {name: str(folders / name) for name in ("near", "far")}
+    two = score(folders, tmp_path, generated_dirs=dirs)
+    critics = {path: path.stat().st_mtime_ns for path in tmp_path.glob("critic_*.pt")}
+    for seed in range(12):
+        write(folders / "third", f"{seed}.nii.gz", phantom(300 + seed, GRID), GRID)
+    more = {"third": str(folders / "third"), "renamed": dirs["far"], "near": dirs["near"]}
+    three = score(folders, tmp_path, generated_dirs=more, anchor="near")
+    assert len(critics) == 2 and len(list(tmp_path.glob("critic_*.pt"))) == 4
+    assert critics == {path: path.stat().st_mtime_ns for path in critics}  # neither trained nor written again
+    old, new = two["per_critic"][0]["distance"], three["per_critic"][1]
+    assert new["models"] == ["renamed", "near"]
+    assert new["distance"] == {"renamed": old["far"], "near": old["near"]}
+    assert list(three["ratio"]) == list(three["log_ratio"]) == list(more) and three["ratio"]["near"]["mean"] in (
+        1,
+        None,
+    )
+    assert set(three["log_ratio"]["third"]) == {"third", "near"}  # of the anchor's column alone
+    joint = score(folders, tmp_path, generated_dirs=more, critics="joint", num_seeds=1)
+    assert [one["models"] for one in joint["per_critic"]] == [list(more)] and len(joint["log_ratio"]["third"]) == 3
+    every = score(folders, tmp_path, generated_dirs=more, critics="pairs", num_seeds=1)
+    assert len(every["per_critic"]) == 3 and len(every["log_ratio"]["third"]) == 3
+    assert "nearer to the real volumes than the column" in capsys.readouterr().out
 
 
 def test_a_broken_run_continues_as_if_it_had_not_been_broken(folders, tmp_path, monkeypatch):
@@ -97,9 +144,9 @@ def test_a_broken_run_continues_as_if_it_had_not_been_broken(folders, tmp_path, 
 
     save = WScore._save
 
-    def break_off(self, critic, optimizer, seed, step):
-        save(self, critic, optimizer, seed, step)
-        if seed == 1 and step == 4:
+    def break_off(self, critic, optimizer, path, step):
+        save(self, critic, optimizer, path, step)
+        if path.stem.endswith("seed1") and step == 4:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(WScore, "_save", break_off)
@@ -107,14 +154,21 @@ def test_a_broken_run_continues_as_if_it_had_not_been_broken(folders, tmp_path, 
         score(folders, tmp_path / "broken", checkpoint_interval=2)
     monkeypatch.undo()
     broken = score(folders, tmp_path / "broken", checkpoint_interval=2)
-    assert broken["per_seed"] == whole["per_seed"]
-    with assert_refused("critic_seed0.pt", "other volumes or settings"):
-        score(folders, tmp_path / "broken", checkpoint_interval=2, lr=1.0e-4)
+    assert broken["per_critic"] == whole["per_critic"]
+    other = score(folders, tmp_path / "broken", checkpoint_interval=2, hu_window=[-1000, 400])
+    assert other["per_critic"] != whole["per_critic"]  # other volumes have critics of their own
 
 
 def test_bad_settings(folders, tmp_path):
     with assert_refused("anchor must be one of near, far"):
         score(folders, tmp_path, anchor="best")
     write(tmp_path / "one", "a.nii.gz", phantom(1, GRID), GRID)
-    with assert_refused("generated has fewer than 2 different volumes"):
+    with assert_refused("generated has 1 different volume, the W-score needs 2"):
         score(folders, tmp_path / "r", generated_dirs=None, generated_dir=tmp_path / "one")
+    with assert_refused("12 real volumes of the W-score lie in training_dir, too", "real_section"):
+        score(folders, tmp_path / "r", training_dir=folders / "real")
+    write(tmp_path / "data", "a.nii.gz", phantom(1, GRID), GRID)
+    names = {"training": [{"image": "a.nii.gz"}], "validation": [{"image": "a.nii.gz"}]}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(names))
+    with assert_refused("real has 1 different volume,", "--real_section all"):
+        score(folders, tmp_path / "r", real_dir=tmp_path / "data", real_section="validation")

@@ -1,6 +1,6 @@
-"""The W-score (paper A.9.3): one critic for all generators, so that their Wasserstein distances to real CT compare.
+"""The W-score (paper A.9.3): a critic for two generators, so that their Wasserstein distances to real CT compare.
 
-A 3D WGAN-GP critic learns to tell real training volumes from a mix of all generators' ones. On held-out volumes,
+A 3D WGAN-GP critic learns to tell real training volumes from a mix of the generators' ones. On held-out volumes,
 W1(model) = mean D(real) - mean D(model). Its scale is the critic's own, so models are compared by ratios.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from itertools import combinations
 from typing import Any, Optional, Sequence
 
 import torch
@@ -96,43 +97,34 @@ def held_out(hashes: Sequence[str], share: float) -> list[bool]:
     return [value in kept for value in hashes]
 
 
-def w_scores(distances: dict[str, list[float]], anchor: str) -> dict[str, Any]:
-    """Tables of the W-score from W1 of each generator and seed.
+def mixes(models: Sequence[str], anchor: str, critics: str) -> list[tuple[str, ...]]:
+    """The generators that each critic learns to tell from real volumes together.
 
     Args:
-        distances: {generator: W1 of each seed}.
-        anchor: the generator that ratios are taken to.
+        models: all generators.
+        anchor: one of them.
+        critics: 'anchor' for one critic per competitor, of it and the anchor (A.9.3); 'pairs' for one per pair of
+            generators, each the anchor once (A.10, Table 11); 'joint' for one of all.
+    """
+    if critics == "joint" or len(models) == 1:
+        return [tuple(models)]
+    return [pair for pair in combinations(models, 2) if critics == "pairs" or anchor in pair]
+
+
+def w_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, dict[str, Any]]:
+    """Eq. 11 from W1 of two generators, seed by seed, as one critic measures them.
 
     Returns:
-        'distance', 'ratio': {generator: mean and standard deviation over seeds}; 'log_ratio': {a: {b: of
-        log(W1(a) / W1(b))}}. A ratio is None where a W1 is not positive: that critic sees no distance.
+        'ratio' of W1(a) / W1(b), and 'log_ratio' of log(W1(b) / W1(a)), above 0 where a is nearer to the real volumes
+        (the sign of Table 11): mean and standard deviation over seeds. A seed where a W1 is not positive has no ratio, as
+        its critic sees no distance; 'num_seeds' are those that count, 'num_undefined' the others.
     """
-    return {
-        "distance": {name: _mean_std(values) for name, values in distances.items()},
-        "ratio": {
-            name: _mean_std([_ratio(a, b) for a, b in zip(values, distances[anchor])])
-            for name, values in distances.items()
-        },
-        "log_ratio": {
-            name: {
-                other: _mean_std([_log(_ratio(a, b)) for a, b in zip(values, distances[other])]) for other in distances
-            }
-            for name, values in distances.items()
-        },
-    }
+    kept = [(x, y) for x, y in zip(a, b) if x > 0 and y > 0]
+    values = {"ratio": [x / y for x, y in kept], "log_ratio": [math.log(y / x) for x, y in kept]}
+    counts = {"num_seeds": len(kept), "num_undefined": len(a) - len(kept)}
+    return {name: {**_mean_std(one), **counts} for name, one in values.items()}
 
 
-def _ratio(a: float, b: float) -> Optional[float]:
-    return a / b if a > 0 and b > 0 else None
-
-
-def _log(ratio: Optional[float]) -> Optional[float]:
-    return None if ratio is None else math.log(ratio)
-
-
-def _mean_std(values: Sequence[Optional[float]]) -> Optional[dict[str, Any]]:
-    numbers = [value for value in values if value is not None]
-    if len(numbers) < len(values):
-        return None
-    x = torch.tensor(numbers, dtype=torch.float64)
-    return {"mean": float(x.mean()), "std": float(x.std()) if len(x) > 1 else None, "num_seeds": len(x)}
+def _mean_std(values: Sequence[float]) -> dict[str, Optional[float]]:
+    x = torch.tensor(values, dtype=torch.float64)
+    return {"mean": float(x.mean()) if len(x) else None, "std": float(x.std()) if len(x) > 1 else None}

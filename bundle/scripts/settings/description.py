@@ -353,13 +353,19 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "totalsegmentator": {"fast": Setting(SWITCH, "TotalSegmentator's network for 3 mm; false: that for 1.5 mm")},
     "wscore": {
         "anchor": Setting(maybe(TEXT), "generator that ratios are taken to; null: the first"),
+        "critics": Setting(
+            choice("anchor", "pairs", "joint"),
+            "one per competitor and the anchor (Table 1), one per pair (Table 11), or one of all generators",
+        ),
         "output_dir": Setting(FOLDER, "where wscore.json and the critics are written"),
         "num_steps": Setting(whole(1, 100 * MILLION), "of each critic", "steps"),
         "batch_size": Setting(whole(1, 65_536), "real volumes per step, and as many generated ones", "volumes"),
         "lr": _TRAIN["lr"],
         "critic_channels": Setting(several(whole(1, 65_536)), "of the critic's levels"),
-        "num_seeds": Setting(whole(1, 1000), "critics that are trained"),
-        "held_out_share": Setting(number(above=0, below=1), "of the real volumes, kept from the critics' training"),
+        "num_seeds": Setting(whole(1, 1000), "evaluations, each with critics of its own"),
+        "held_out_share": Setting(
+            number(above=0, below=1), "of the volumes of each set, kept from the critics' training"
+        ),
         "checkpoint_interval": Setting(whole(1, 100 * MILLION), "between checkpoints", "steps"),
         "cache_gb": _TRAIN["cache_gb"],
     },
