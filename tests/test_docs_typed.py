@@ -36,6 +36,8 @@ TINY = {
     "preprocess": {"size": 32, "spacing": 10, "num_workers": 1},
     "train": {**NETWORK, "depth": 0},
     "train_global": {"depth": 3},
+    "train_wavelet": {"channels": 32, "multipliers": [1, 2], "grid": [16, 16, 16]},
+    "ddpm_sampler": {"num_inference_steps": 2},
     "train_high_resolution": {**HIGH, "max_epochs": 1},
     "inference": {"num_inference_steps": 2, "num_samples": 2},
     "evaluate": {

@@ -41,6 +41,7 @@ from scripts.settings.kinds import (
     whole,
 )
 from scripts.settings.reach import described_settings, reached
+from scripts.spaces import SPACES
 
 ALONE = (
     "train", "inference", "evaluate", "preprocess", "export", "export_dicom", "import_official", "view", "review", "review_score"
@@ -50,6 +51,8 @@ STACKS = (
     ("train", "train_global"),
     ("train", "finetune"),
     ("train", "train_new_local"),
+    ("train", "train_wavelet"),
+    ("inference", "ddpm_sampler"),
     ("train", "train_high_resolution"),
     ("train", "train_high_resolution", "finetune_high_resolution"),
     ("train", "train_global", "flow_matching", "paper_128", "mlflow", "multi_gpu"),
@@ -81,7 +84,13 @@ def merged(stack):
 
 
 def test_names_to_choose_from_are_those_that_there_are():
-    there = {"SOLVERS": SOLVERS, "SPACINGS": SPACINGS, "PROCESSES": PROCESSES, "TRAINING_TIMES": TRAINING_TIMES}
+    there = {
+        "SOLVERS": SOLVERS,
+        "SPACINGS": SPACINGS,
+        "PROCESSES": PROCESSES,
+        "TRAINING_TIMES": TRAINING_TIMES,
+        "ENCODINGS": SPACES,
+    }
     for name, names in {**there, "WRITERS": WRITERS}.items():
         assert getattr(choices, name) == tuple(names)
 

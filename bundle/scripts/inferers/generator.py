@@ -12,7 +12,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..schedulers import Correct, DiffusionProcess
+from ..schedulers import Correct, DiffusionProcess, PathPoint
 from ..settings import whole_number
 from ..spaces import HUWindow, Space
 from ..words import count
@@ -103,11 +103,11 @@ class DiffusionGenerator(Generator):
     @torch.no_grad()
     def sample(self, items: Sequence[Item], correct: Optional[Correct] = None) -> Tensor:
         device = next(self.network.parameters()).device
-        calls = self.calls(self.conditions_of(items))
+        calls, corrected = self.calls(self.conditions_of(items)), self._within_bounds(correct)
         self.scheduler.generator = [torch.Generator(device).manual_seed(item.seed) for item in items]
         sample = self.scheduler.initial_noise((len(items), *self.shape), device)
         for time, call in zip(self.scheduler.timesteps, calls):
-            sample = self.scheduler.step(call(sample), time, sample, correct=correct)[0]  # the signal is not kept
+            sample = self.scheduler.step(call(sample), time, sample, correct=corrected)[0]  # the signal is not kept
             self.progress(len(items))
         if not bool(torch.isfinite(sample).all()):
             broken = "the weights or the correction are" if correct else "the weights are"
@@ -115,6 +115,18 @@ class DiffusionGenerator(Generator):
                 f"the volumes of the seeds {[item.seed for item in items]} are not finite: {broken} broken"
             )
         return self.space.decode(sample)
+
+    def _within_bounds(self, correct: Optional[Correct]) -> Optional[Correct]:
+        """The correction, after the signal has been brought to what the space bounds it to."""
+        if not self.space.bounded:
+            return correct
+
+        def bounded(signal: Tensor, noise: Tensor, x: Tensor, point: PathPoint) -> tuple[Tensor, Tensor]:
+            signal = self.space.constrain(signal)
+            noise = point.noise_of(x, signal)
+            return correct(signal, noise, x, point) if correct else (signal, noise)
+
+        return bounded
 
     @torch.no_grad()
     def calls(self, conditions: Optional[Mapping[str, Tensor]] = None) -> list[Callable[[Tensor], Tensor]]:

@@ -9,7 +9,7 @@ import ignite.distributed as idist
 
 from ..networks.base import DenoisingNetwork
 from ..networks.card import Card
-from ..networks.guidance import num_blocks
+from ..networks.guidance import is_stage_1
 from ..settings import whole_number
 
 LARGEST_SEED = 2**63 - 1  # of a tensor of seeds
@@ -58,7 +58,7 @@ def check_weights(card: Card, grid: Sequence[int], allow_stage_1: bool = False) 
     Raises:
         ValueError: in one line, when the network has no transformer.
     """
-    if not allow_stage_1 and num_blocks(card.network) == 0:
+    if not allow_stage_1 and is_stage_1(card.network):
         raise ValueError(
             "these are weights of stage 1, which draw noise without anatomy: train stage 2 and sample its model.pt, or "
             "set allow_stage_1 to true"

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..hardware import DRIVER_GB, GB
+from ..networks.base import DenoisingNetwork
 from ..networks.card import Card
 from ..networks.guidance import Guidance, Guided
 from ..networks.kinds import build_network
@@ -22,6 +23,7 @@ from ..networks.local_denoiser import LocalDenoiser
 from ..networks.residual_dit import Attention, ResidualDiT
 from ..schedulers import CosineSineScheduler
 from ..settings import usable_device, whole_number
+from ..spaces import HUWindow, Space
 from .generator import network_at_times
 from .inferer import uses_bf16
 from .items import sides_of
@@ -76,13 +78,17 @@ class Sampling:
         bf16: weights and activations in bfloat16.
         num_calls: network calls per volume; what the network makes of their times is kept.
         guided: with layer-skip guidance, from the first block on.
+        space: of the network; None is that of voxels.
     """
 
-    def __init__(self, network: dict, bf16: bool = True, num_calls: int = 1, guided: bool = False) -> None:
+    def __init__(
+        self, network: dict, bf16: bool = True, num_calls: int = 1, guided: bool = False, space: Optional[Space] = None
+    ) -> None:
         with torch.device("meta"):
             self.network = build_network(**network).to(torch.bfloat16 if bf16 else torch.float32).eval()
-        self.channels, self.guided = self.network.settings["in_channels"], guided
-        kept = self.network.modulations(torch.zeros(1, device="meta"))
+        self.channels, self.guided, self.space = self.network.settings["in_channels"], guided, space or HUWindow()
+        timed = isinstance(self.network, DenoisingNetwork)
+        kept = self.network.modulations(torch.zeros(1, device="meta")) if timed else []
         self.held = sum(one.nbytes for one in self.network.parameters()) + num_calls * sum(one.nbytes for one in kept)
         for layer in self.network.modules():
             if isinstance(layer, Attention):
@@ -107,8 +113,9 @@ class Sampling:
         for layer in self.network.modules():
             if isinstance(layer, LocalDenoiser):
                 layer.chunk_tokens = chunk_tokens
-        x, time = torch.empty(batch_size, self.channels, *grid, device="meta"), torch.zeros(1, device="meta")
-        (call,) = network_at_times(self._guided(), time, grid)
+        shape = self.space.shape(self.channels, grid)
+        x, time = torch.empty(batch_size, *shape, device="meta"), torch.zeros(1, device="meta")
+        (call,) = network_at_times(self._guided(), time, shape[1:])
         with FusedAttention(), LiveBytes([*self.network.parameters(), x]) as live:
             call(x)
         return (self.held + 2 * x.nbytes + live.peak) / GB
@@ -171,7 +178,7 @@ def memory_plan(
     sides = sides_of(grid, card.data.grid)
     fast = uses_bf16(usable_device(device), bf16)
     peak, limit = math.inf, USABLE * memory_gb - DRIVER_GB
-    sampling = Sampling(card.network, fast, num_calls, guided)
+    sampling = Sampling(card.network, fast, num_calls, guided, card.data.space)
     # whole volumes come first, then ever smaller chunks, and of these the largest batch
     for chunk in (0, *CHUNKS) if chunk_tokens is None else (chunk_tokens,):
         batches = BATCHES if batch_size is None else (batch_size,)

@@ -39,14 +39,15 @@ def inference_network(
     device = usable_device(device)
     fast = uses_bf16(device, bf16)
     network = network.to(device, torch.bfloat16 if fast else torch.float32).eval().requires_grad_(False)
-    unasked = compile is None and fast and compiling_pays(device, num_calls)
+    unasked = compile is None and fast and compiling_pays(device, num_calls) and hasattr(network, "predict")
     if compile and not _has_compiler():
         raise ValueError("compile needs a C++ compiler, for instance g++; install one or set compile to False")
     if compile or unasked:
-        compiled = _compiled(network.predict, device)
+        name = "predict" if hasattr(network, "predict") else "forward"
+        compiled = _compiled(getattr(network, name), device)
         if unasked:  # a failure costs time, not the run
             compiled = torch._dynamo.config.patch(suppress_errors=True)(compiled)
-        setattr(network, "predict", compiled)
+        setattr(network, name, compiled)
     return network
 
 

@@ -136,7 +136,9 @@ def end_plan(
     """
     batch, chunk = memory["batch_size"], memory["chunk_tokens"]
     held = resident_bytes()
-    peak = Sampling(card.network, precision == "bf16", num_calls, guided).peak_gb(grid, batch, chunk)
+    peak = Sampling(
+        card.network, precision == "bf16", num_calls, guided, card.data.space if card.data else None
+    ).peak_gb(grid, batch, chunk)
     tell_needs(
         device, {"weights and activations": peak * GB}, {PROGRAM: held}, store.most_bytes(math.prod(grid)), store.folder
     )

@@ -9,3 +9,4 @@ from .kinds import KINDS, build_network
 from .local_denoiser import LocalDenoiser
 from .prdit import PRDiT, build_prdit, preset_settings
 from .residual_dit import ResidualDiT
+from .wavelet_unet import WaveletUNet

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ..data.intensity import HU, PAPER_COMPAT
 from ..files import PathLike, sha256_of
-from ..spaces import HUWindow
+from ..spaces import SPACES, HUWindow, build_space
 from .kinds import build_network, kind_of, override_settings
 
 SCHEMA = 1  # of the JSON; files without a number are of the first versions, and still read
@@ -41,13 +41,15 @@ _Value = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class Seen(BaseModel):
-    """What a network sees of a volume: 'grid' in voxels, 'field_of_view_mm', 'hu_window' and 'intensity'."""
+    """What a network sees of a volume: 'grid' in voxels, 'field_of_view_mm', 'hu_window', 'intensity', and as what, one of
+    `SPACES`."""
 
     model_config = ConfigDict(strict=True, frozen=True)
     grid: Annotated[list[_Side], Field(min_length=3, max_length=3), BeforeValidator(_three)]
     field_of_view_mm: Union[_Length, Annotated[list[_Length], Field(min_length=3, max_length=3)]]
     hu_window: Annotated[list[_Value], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
     intensity: Literal[HU, PAPER_COMPAT] = HU  # type: ignore[valid-type]
+    encoding: Literal[tuple(SPACES)] = "voxels"  # type: ignore[valid-type]
 
     @property
     def sizes_mm(self) -> list[float]:
@@ -63,12 +65,12 @@ class Seen(BaseModel):
     @property
     def space(self) -> HUWindow:
         """What encodes HU for the network."""
-        return HUWindow(*self.hu_window)
+        return build_space(self.encoding, self.hu_window)
 
     def plain(self) -> dict[str, Any]:
         """Such that equal sizes are equal: always three numbers."""
         return {"grid": self.grid, "field_of_view_mm": self.sizes_mm, "hu_window": [float(v) for v in self.hu_window],
-                "intensity": self.intensity}  # fmt: skip
+                "intensity": self.intensity, **({} if self.encoding == "voxels" else {"encoding": self.encoding})}  # fmt: skip
 
 
 class Card(BaseModel):

@@ -135,6 +135,9 @@ def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> Any:
 
 def load_network(card: Card, **overrides: Any) -> Any:
     """The network of a card with its weights, see `network_from_checkpoint`."""
+    for name, value in overrides.items():
+        if value != CHANGE_NO_WEIGHT.get(name) and name not in str(override_settings(card.network, {name: value})):
+            raise ValueError(f"{name} {value} has no effect on weights of the kind {card.kind}; leave it out")
     ckpt_path, state = card.path, load_tensors(card.path)
     try:
         _require_sizes_of(override_settings(card.network, overrides), state)

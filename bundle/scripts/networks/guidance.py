@@ -65,7 +65,12 @@ def guided(network: DenoisingNetwork, guidance: Optional[Guidance], path: Path) 
 
 def num_blocks(network: dict) -> int:
     """Transformer blocks of a network, from its settings; of a chain those of the lowest grid."""
-    return num_blocks(network["backbone"]) if "backbone" in network else network["depth"]
+    return num_blocks(network["backbone"]) if "backbone" in network else network.get("depth", 0)
+
+
+def is_stage_1(network: dict) -> bool:
+    """Whether a network, by its settings, is a local denoiser alone, which draws noise without anatomy."""
+    return is_stage_1(network["backbone"]) if "backbone" in network else network.get("depth") == 0
 
 
 def guidance_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Callable
 
 KINDS: dict[str, Callable[..., Any]] = {}
@@ -38,8 +39,9 @@ def build_network(num_train_timesteps: int = 1000, **settings: Any) -> Any:
 
 
 def override_settings(settings: dict, overrides: dict) -> dict:
-    """Settings with others that change no weight, at each level of a chain that has them."""
-    if "backbone" not in settings:
-        return {**settings, **overrides}
-    own = {name: value for name, value in overrides.items() if name in settings}
-    return {**settings, **own, "backbone": override_settings(settings["backbone"], overrides)}
+    """Settings with others that change no weight, at each level of a chain whose kind has them."""
+    known = inspect.signature(KINDS[kind_of(settings)]).parameters if kind_of(settings) in KINDS else {}
+    result = {**settings, **{name: value for name, value in overrides.items() if name in known}}
+    if "backbone" in settings:
+        result["backbone"] = override_settings(settings["backbone"], overrides)
+    return result

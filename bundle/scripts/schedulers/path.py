@@ -35,6 +35,10 @@ class PathPoint:
         """dx/du, (B, C, ...)."""
         return (self.alpha_slope * signal).add_(noise, alpha=self.sigma_slope)
 
+    def noise_of(self, sample: Tensor, signal: Tensor) -> Tensor:
+        """eps that makes up a sample with this signal, (B, C, ...); at data, where there is none, anything finite."""
+        return sample.sub(signal, alpha=self.alpha).div_(self.sigma or 1.0)
+
     @property
     def log_snr(self) -> float:
         """log(alpha / sigma), half the logarithm of the signal-to-noise ratio; infinite at both ends."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..settings import whole_number
 from .cosine_sine import CosineSine
+from .ddpm import CosineDDPM, LinearDDPM
 from .flow_matching import FlowMatching
 from .path import Generators, Path, PathPoint, draw_noise
 from .solvers import SOLVERS
@@ -224,6 +225,19 @@ class FlowMatchingScheduler(DiffusionProcess):
     path_type = FlowMatching
 
 
+class LinearDDPMScheduler(DiffusionProcess):
+    """DDPM with linear betas, on the path `LinearDDPM`."""
+
+    path_type = LinearDDPM
+
+
+class CosineDDPMScheduler(DiffusionProcess):
+    """DDPM with the cosine schedule, on the path `CosineDDPM`."""
+
+    path_type = CosineDDPM
+
+
 PROCESSES: dict[str, type[DiffusionProcess]] = {
-    process.name: process for process in (CosineSineScheduler, FlowMatchingScheduler)
+    process.name: process
+    for process in (CosineSineScheduler, FlowMatchingScheduler, LinearDDPMScheduler, CosineDDPMScheduler)
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .choices import PROCESSES, SOLVERS, SPACINGS, TRAINING_TIMES, WRITERS
+from .choices import ENCODINGS, PROCESSES, SOLVERS, SPACINGS, TRAINING_TIMES, WRITERS
 from .kinds import (
     COMPONENT,
     DEVICE,
@@ -104,6 +104,7 @@ _TRAIN = {
     "attention": Setting(choice("auto", "sdpa", "xformers"), "kernel of the attention; auto: the fastest there is"),
     "activation_checkpointing": Setting(SWITCH, "computes activations again in the backward pass, to save memory"),
     "stage": Setting(NAME, "name of the weights' file; the overlays set it"),
+    "encoding": Setting(choice(*ENCODINGS), "what the network sees of a volume; the overlays set it"),
     "trains": Setting(TEXT, "what the opening line says is trained; the overlays set it"),
     "max_steps": Setting(whole(1, 1000 * MILLION), "of the optimiser in all, to the end of an epoch", "steps"),
     "max_epochs": Setting(
@@ -292,6 +293,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "train_new_local": {
         "local_window": _NO_WINDOW,
         "residual_ckpt": Setting(INPUT_FILE, "weights of both stages, whose transformer stays"),
+    },
+    "train_wavelet": {
+        "channels": Setting(whole(32, 4096), "features of the first level, a multiple of 32"),
+        "multipliers": Setting(several(whole(1, 64)), "features of each level over those of the first"),
+        "local_window": _NO_WINDOW,
     },
     "train_high_resolution": {
         "backbone_ckpt": Setting(INPUT_FILE, "weights of the lower grid that are refined"),

@@ -18,8 +18,7 @@ from ..data.pictures import LUNG_WINDOW
 from ..files import remove_leftovers, whole_file
 from ..inferers.generator import DiffusionGenerator, Item
 from ..inferers.inferer import autocast
-from ..networks.base import DenoisingNetwork
-from ..networks.guidance import num_blocks
+from ..networks.guidance import is_stage_1
 from ..networks.high_resolution import HighResolutionPRDiT
 from ..networks.prdit import PRDiT
 from ..schedulers import DiffusionProcess
@@ -59,7 +58,7 @@ class TrainingPictures:
         pictures: str,
         losses: Union[str, Path],
         evaluator: Engine,
-        network: PRDiT | HighResolutionPRDiT,
+        network: Any,
         scheduler: DiffusionProcess,
         space: Space,
         seen: Mapping[str, Sequence[float]],
@@ -101,25 +100,22 @@ class TrainingPictures:
             time = torch.full((1,), float(self.scheduler.path.time(level)), device=device)
             noisy = self.scheduler.add_noise(volume, noise, time)
             (point,) = self.scheduler.path.points([level])
-            first, second = (part.float() for part in self.network.forward_parts(noisy, time))
+            two = isinstance(self.network, (PRDiT, HighResolutionPRDiT))
+            outputs = self.network.forward_parts(noisy, time) if two else (self.network(noisy, time),)
             signal, of_first = (
                 self.space.decode(self.scheduler.path.noise_and_signal(output, noisy, point)[1])
-                for output in (first + second, first)
+                for output in (sum(part.float() for part in outputs), outputs[0].float())
             )
-            names = ("validation volume", f"noised, u = {level}", "denoised", *self.parts_of(self.network))
-            parts = (hu, self.space.decode(noisy), signal, of_first, signal - of_first)
-            rows.append([(name, self.coronal(part, name == names[-1])) for name, part in zip(names, parts)])
+            high = isinstance(self.network, HighResolutionPRDiT)
+            parts = ("upsampled part", "refiner's part") if high else ("local part", "residual part")
+            names = ("validation volume", f"noised, u = {level}", "denoised", *(parts if two else ()))
+            shown = (hu, self.space.decode(noisy), signal, of_first, signal - of_first)
+            rows.append([(name, self.coronal(part, name == parts[1])) for name, part in zip(names, shown)])
         return rows
-
-    @staticmethod
-    def parts_of(network: DenoisingNetwork) -> tuple[str, str]:
-        """What `forward_parts` gives."""
-        high = isinstance(network, HighResolutionPRDiT)
-        return ("upsampled part", "refiner's part") if high else ("local part", "residual part")
 
     def sampled(self) -> Rows:
         """A row of coronal slices of the samples, one per seed; none in stage 1, which draws noise."""
-        if num_blocks(self.network.settings) == 0:
+        if is_stage_1(self.network.settings):
             return []
         # a new one, for it keeps what the weights make of the times
         generator = DiffusionGenerator(self.network, self.scheduler, 20, self.grid, self.space)

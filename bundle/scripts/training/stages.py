@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from ..data.geometry import three
+from ..inferers.items import grid_of
 from ..networks.base import DenoisingNetwork
 from ..networks.card import Card, Seen, read_card
 from ..networks.checkpoint import load_network, load_strictly, load_tensors
 from ..networks.high_resolution import HighResolutionPRDiT, build_high_resolution
-from ..networks.kinds import override_settings
+from ..networks.kinds import build_network, override_settings
 from ..networks.layers import check_patches, check_reflection, token_grid
 from ..networks.prdit import PRDiT, build_prdit, built_if_it_fits
 
@@ -86,13 +87,13 @@ def require_same_volumes(start: Optional[Card], data: dict, voxels: bool = True,
         raise ValueError(f"{start.path} was trained on other volumes{at}: {'; '.join(differ)}")
 
 
-def new_network(device: Device = "cpu", **sizes: Any) -> PRDiT:
-    """A PRDiT with random weights; sizes of `build_prdit`.
+def new_network(device: Device = "cpu", **settings: Any) -> Any:
+    """A network with random weights, a PRDiT where no other 'kind' is named; settings of its builder.
 
     Raises:
-        ValueError: in one line, see `build_prdit` and `built_if_it_fits`.
+        ValueError: in one line, see the builder and `built_if_it_fits`.
     """
-    return built_if_it_fits(build_prdit, **sizes).to(device)
+    return built_if_it_fits(build_network, **settings).to(device)
 
 
 def finetuned_network(start: Card, device: Device = "cpu", **settings: Any) -> Any:
@@ -193,6 +194,9 @@ def require_grid(network: DenoisingNetwork, grid: Sequence[int]) -> None:
         ValueError: in one line, when a stride does not divide a side, or a side is too short for the patches.
     """
     settings = network.settings
+    if "stride" not in settings:
+        grid_of(None, grid, network)
+        return
     sizes = [(settings["patch_size"], settings["stride"])]
     if isinstance(network, PRDiT):
         sizes.insert(0, (network.local.patch_size, network.local.stride))
