@@ -50,4 +50,6 @@ def _is_plain(name: str, value: Any) -> bool:
 
 def _typed(value: Any) -> str:
     """A value as it is typed for MONAI, which drops a plain None."""
+    if isinstance(value, str):
+        return value
     return "$None" if value is None else str(value).replace(" ", "")
