@@ -35,6 +35,7 @@ def _environment() -> Environment:
         data_uri=data_uri,
         duration=lambda seconds: "–" if seconds is None else duration(seconds),
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     return environment
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Callable, Mapping, Sequence
 import numpy as np
 
 from ..files import PathLike, remove_leftovers, require_own, whole_file, write_text
+from ..pages import render
 
 MARK = "page of CT volumes by PRDiT"  # in all files written here
 _PAGE = Path(__file__).parent / "page"
@@ -140,20 +140,12 @@ def _starts_with(path: Path, start: bytes) -> bool:
 
 def _page(name: str, title: str, data: Mapping[str, Any]) -> str:
     """A page with its style, code and data in it."""
-    parts = {
-        "mark": MARK,
-        "title": _escaped(title),
-        "style": "".join(_read(f"{part}.css") for part in ("viewer", name)),
-        "code": "".join(_read(f"{part}.js") for part in ("volume", "viewer", name)),
-        "data": json.dumps(data).replace("<", "\\u003c"),
-        "body": _read(f"{name}.html"),
-    }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("page.html"))
-
-
-def _escaped(text: str) -> str:
-    """Text for HTML; names of files need not be UTF-8."""
-    return text.encode(errors="replace").decode().replace("&", "&amp;").replace("<", "&lt;")
+    style = "".join(_read(f"{part}.css") for part in ("viewer", name))
+    code = "".join(_read(f"{part}.js") for part in ("volume", "viewer", name))
+    title = title.encode(errors="replace").decode()  # names of files need not be UTF-8
+    return render(
+        "review/page/page.html", mark=MARK, title=title, style=style, code=code, body=_read(f"{name}.html"), data=data
+    )
 
 
 def _read(name: str) -> str:
