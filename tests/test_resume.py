@@ -38,6 +38,7 @@ REFUSED = {  # another run: it needs a ckpt_dir of its own, or the old setting
     "process_name": ("flow_matching", "parametrization"),
     "noise_std": (0.5, "noise_std 1.0, this run has 0.5"),
     "max_epochs": (1, "max_epochs is 1, but"),
+    "encoding": ("haar", "encoding haar is not what this network sees"),
 }
 TAKEN = {  # for the steps that follow
     "seed": 1, "flip_prob": 1.0, "num_phantoms": 4, "batch_size": 1, "epoch_length": 3, "local_window": 1, "lr": 0.1,
@@ -46,13 +47,13 @@ TAKEN = {  # for the steps that follow
 }  # fmt: skip
 NO_MATTER = {
     "cache_gb": 0.0, "chunk_tokens": 3, "activation_checkpointing": True, "max_bad_steps": 1, "val_interval": 2,
-    "keep_checkpoints": 1, "num_pictures": 1, "checkpoint_interval": 2, "field_of_view_mm": [320, 320, 320],
+    "keep_checkpoints": 1, "keep_last": True, "num_pictures": 1, "checkpoint_interval": 2, "field_of_view_mm": [320, 320, 320],
     "hu_window": [-1000, 1000], "attention": "sdpa", "log_dir": "elsewhere",
 }  # fmt: skip
 ELSEWHERE = {  # names of the run or places, the machine, and what another test continues
     "ckpt_dir", "stage", "bundle_root", "imports", "device", "compile", "num_workers", "rank", "process_group", "sampler",
     "validation_sampler", "tracker", "max_padding", "max_steps",
-    "dry_run", "strides",
+    "dry_run", "strides", "trains",
 }  # fmt: skip
 LAST = "local_checkpoint_epoch=4.pt"
 

@@ -52,6 +52,7 @@ STACKS = (
     ("train", "finetune"),
     ("train", "train_new_local"),
     ("train", "train_wavelet"),
+    ("train", "train_gan"),
     ("inference", "ddpm_sampler"),
     ("train", "train_high_resolution"),
     ("train", "train_high_resolution", "finetune_high_resolution"),

@@ -200,5 +200,7 @@ def test_a_grid_that_the_levels_cannot_halve_is_refused(tmp_path):
             ckpt_dir=tmp_path,
             **{**GIVEN, "grid": [12] * 3, "multipliers": [1, 1, 1]},
         )
+    with assert_refused("encoding voxels"):
+        run("training", ["train", "train_wavelet"], ckpt_dir=tmp_path, encoding="voxels", **GIVEN)
     with assert_refused("channels", "multiple of 32", 40):
         run("training", ["train", "train_wavelet"], ckpt_dir=tmp_path, **{**GIVEN, "channels": 40})

@@ -17,6 +17,7 @@ class Space(nn.Module):
     A module, so that one with weights of its own goes where the network goes.
     """
 
+    encoding: str  # its name in `SPACES`
     bounded = False  # whether `constrain` does anything
 
     def encode(self, hu: Tensor) -> Tensor:
@@ -44,6 +45,8 @@ class HUWindow(Space):
         high: HU of 1.
     """
 
+    encoding = "voxels"
+
     def __init__(self, low: float = -1000.0, high: float = 1000.0) -> None:
         super().__init__()
         self.low, self.high = float(low), float(high)
@@ -69,7 +72,7 @@ class Haar(HUWindow):
         high: HU of 1.
     """
 
-    bounded = True
+    encoding, bounded = "haar", True
 
     def encode(self, hu: Tensor) -> Tensor:
         return self.transform(super().encode(hu))
@@ -105,7 +108,7 @@ class Haar(HUWindow):
         return bands[:, 0]
 
 
-SPACES: dict[str, type[HUWindow]] = {"voxels": HUWindow, "haar": Haar}
+SPACES: dict[str, type[HUWindow]] = {space.encoding: space for space in (HUWindow, Haar)}
 
 
 def build_space(encoding: str, hu_window: Sequence[float]) -> HUWindow:

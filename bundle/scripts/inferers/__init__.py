@@ -2,11 +2,13 @@
 
 from .generator import (
     DiffusionGenerator,
+    DirectGenerator,
     Generator,
     GeneratorInferer,
     Item,
     ItemPrepareBatch,
     SamplingProgress,
+    build_generator,
     network_at_times,
 )
 from .inferer import autocast, computed_in, has_fast_bf16, uses_bf16

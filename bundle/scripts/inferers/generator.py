@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..networks.guidance import Guidance, guided
 from ..schedulers import Correct, DiffusionProcess, PathPoint
 from ..settings import whole_number
 from ..spaces import HUWindow, Space
@@ -109,12 +110,8 @@ class DiffusionGenerator(Generator):
         for time, call in zip(self.scheduler.timesteps, calls):
             sample = self.scheduler.step(call(sample), time, sample, correct=corrected)[0]  # the signal is not kept
             self.progress(len(items))
-        if not bool(torch.isfinite(sample).all()):
-            broken = "the weights or the correction are" if correct else "the weights are"
-            raise ValueError(
-                f"the volumes of the seeds {[item.seed for item in items]} are not finite: {broken} broken"
-            )
-        return self.space.decode(sample)
+        whose = "the weights or the correction are" if correct else "the weights are"
+        return self.space.decode(_finite(sample, items, whose))
 
     def _within_bounds(self, correct: Optional[Correct]) -> Optional[Correct]:
         """The correction, after the signal has been brought to what the space bounds it to."""
@@ -139,6 +136,66 @@ class DiffusionGenerator(Generator):
                 self.network, times.float().to(device), self.shape[1:], there
             )
         return self._calls[1]
+
+
+class DirectGenerator(Generator):
+    """Draws a volume in one call of a network, from as many numbers as it takes.
+
+    Args:
+        network: with `latent_size`, and `side` of its volumes.
+        grid: voxels along each axis, those of the network.
+        space: of the network.
+        num_inference_steps: 1.
+
+    Raises:
+        ValueError: in one line, for another grid or number of steps.
+    """
+
+    def __init__(self, network: Any, grid: Sequence[int], space: Space, num_inference_steps: int = 1) -> None:
+        super().__init__()
+        if num_inference_steps != 1:
+            raise ValueError(
+                f"these weights draw a volume in one network call: set num_inference_steps to 1, got {num_inference_steps}"
+            )
+        if list(grid) != [network.side] * 3:
+            raise ValueError(f"these weights draw a grid of {[network.side] * 3} alone, got grid {list(grid)}")
+        self.network, self.space, self.shape = network, space, (network.latent_size,)
+
+    @torch.no_grad()
+    def sample(self, items: Sequence[Item], correct: Optional[Correct] = None) -> Tensor:
+        self.conditions_of(items)
+        device = next(self.network.parameters()).device
+        generators = [torch.Generator(device).manual_seed(item.seed) for item in items]
+        volumes = self.network(
+            torch.stack([torch.randn(self.shape, generator=one, device=device) for one in generators])
+        )
+        self.progress(len(items))
+        return self.space.decode(_finite(volumes, items))
+
+    def calls(self) -> list[Callable[[Tensor], Tensor]]:
+        return [self.network]
+
+
+def _finite(sample: Tensor, items: Sequence[Item], whose: str = "the weights are") -> Tensor:
+    if not bool(torch.isfinite(sample).all()):
+        raise ValueError(f"the volumes of the seeds {[item.seed for item in items]} are not finite: {whose} broken")
+    return sample
+
+
+def build_generator(
+    network: Any,
+    scheduler: DiffusionProcess,
+    num_inference_steps: int,
+    grid: Sequence[int],
+    space: Space,
+    in_channels: int = 1,
+    guidance: Optional[Guidance] = None,
+) -> DiffusionGenerator | DirectGenerator:
+    """What draws volumes with a network of any kind, see `DiffusionGenerator`; guidance is that of `guided`."""
+    if hasattr(network, "latent_size"):
+        return DirectGenerator(network, grid, space, num_inference_steps)
+    sampled = guided(network, guidance, scheduler.path)
+    return DiffusionGenerator(sampled, scheduler, num_inference_steps, grid, space, in_channels)
 
 
 def network_at_times(

@@ -113,7 +113,8 @@ class Sampling:
         for layer in self.network.modules():
             if isinstance(layer, LocalDenoiser):
                 layer.chunk_tokens = chunk_tokens
-        shape = self.space.shape(self.channels, grid)
+        latent = getattr(self.network, "latent_size", None)
+        shape = self.space.shape(self.channels, grid) if latent is None else (latent,)
         x, time = torch.empty(batch_size, *shape, device="meta"), torch.zeros(1, device="meta")
         (call,) = network_at_times(self._guided(), time, shape[1:])
         with FusedAttention(), LiveBytes([*self.network.parameters(), x]) as live:

@@ -4,6 +4,7 @@ from .base import DenoisingNetwork
 from .card import Card, read_card
 from .checkpoint import export_weights, load_network, network_from_checkpoint, save_weights
 from .guidance import Guidance, Guided, guidance_of, guided
+from .ha_gan import HADiscriminator, HAGenerator
 from .high_resolution import HighResolutionPRDiT, build_high_resolution
 from .kinds import KINDS, build_network
 from .local_denoiser import LocalDenoiser

@@ -70,7 +70,7 @@ class Seen(BaseModel):
     def plain(self) -> dict[str, Any]:
         """Such that equal sizes are equal: always three numbers."""
         return {"grid": self.grid, "field_of_view_mm": self.sizes_mm, "hu_window": [float(v) for v in self.hu_window],
-                "intensity": self.intensity, **({} if self.encoding == "voxels" else {"encoding": self.encoding})}  # fmt: skip
+                "intensity": self.intensity, "encoding": self.encoding}  # fmt: skip
 
 
 class Card(BaseModel):

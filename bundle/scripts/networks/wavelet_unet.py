@@ -39,6 +39,8 @@ class WaveletUNet(nn.Module):
         ValueError: in one line, when GroupNorm cannot divide the features.
     """
 
+    encoding = "haar"
+
     def __init__(self, in_channels: int = 1, channels: int = 64, multipliers: Sequence[int] = (1, 2, 2, 4)) -> None:
         super().__init__()
         if channels % _GROUPS or channels < 1 or not multipliers or min(multipliers) < 1:

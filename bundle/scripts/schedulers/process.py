@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..settings import whole_number
 from .cosine_sine import CosineSine
 from .ddpm import CosineDDPM, LinearDDPM
+from .direct import Direct
 from .flow_matching import FlowMatching
 from .path import Generators, Path, PathPoint, draw_noise
 from .solvers import SOLVERS
@@ -237,7 +238,19 @@ class CosineDDPMScheduler(DiffusionProcess):
     path_type = CosineDDPM
 
 
+class DirectScheduler(DiffusionProcess):
+    """Stands for the process of weights that have none, see `Direct`."""
+
+    path_type = Direct
+
+
 PROCESSES: dict[str, type[DiffusionProcess]] = {
     process.name: process
-    for process in (CosineSineScheduler, FlowMatchingScheduler, LinearDDPMScheduler, CosineDDPMScheduler)
+    for process in (
+        CosineSineScheduler,
+        FlowMatchingScheduler,
+        LinearDDPMScheduler,
+        CosineDDPMScheduler,
+        DirectScheduler,
+    )
 }

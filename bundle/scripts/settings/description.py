@@ -135,6 +135,7 @@ _TRAIN = {
     "num_validation_times": Setting(whole(1, 1000), "times at which each validation volume is denoised"),
     "num_pictures": Setting(whole(0, 64), "samples in the picture after each validation; 0: no pictures"),
     "dry_run": Setting(SWITCH, "tells what would be trained, in which time, and what it needs, and writes nothing"),
+    "keep_last": Setting(SWITCH, "keeps the weights of the last validation, not of the best"),
     "keep_checkpoints": Setting(whole(1, MILLION), "newest checkpoints that are kept"),
     "checkpoint_interval": Setting(
         maybe(whole(1, MILLION)),
@@ -297,6 +298,12 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "train_wavelet": {
         "channels": Setting(whole(32, 4096), "features of the first level, a multiple of 32"),
         "multipliers": Setting(several(whole(1, 64)), "features of each level over those of the first"),
+        "local_window": _NO_WINDOW,
+    },
+    "train_gan": {
+        "channels": Setting(whole(16, 4096), "c, a multiple of 16; the features are 16c at 4³"),
+        "latent_size": Setting(whole(1, 65_536), "numbers that a volume is drawn from"),
+        "discriminator_lr": Setting(number(least=0), "learning rate of the discriminator"),
         "local_window": _NO_WINDOW,
     },
     "train_high_resolution": {

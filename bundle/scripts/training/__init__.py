@@ -1,5 +1,6 @@
 """Training of both stages with MONAI's engines."""
 
+from .adversarial import Adversarial, HeldOutAdversarial, new_discriminator, two_rates
 from .checkpoints import TrainingCheckpoint, claim_folder, require_epochs
 from .handlers import AveragedWeights, EpochSeed, GradientGuard, LearningRateSchedule
 from .length import run_length, tell_length

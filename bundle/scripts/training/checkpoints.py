@@ -130,6 +130,8 @@ class TrainingCheckpoint:
         enabled: False on ranks that do not write.
         validated_on: what 'val_loss' depends on, by setting: texts and numbers.
         computed_in: 'precision' and 'device', see `scripts.inferers.computed_in`; kept for the weights' JSON.
+        beside: other networks that continue the run, by name.
+        keep_last: the weights are those validated last, not those validated best.
     """
 
     def __init__(
@@ -146,9 +148,17 @@ class TrainingCheckpoint:
         enabled: bool = True,
         validated_on: Optional[dict] = None,
         computed_in: Optional[dict] = None,
+        beside: Optional[dict[str, torch.nn.Module]] = None,
+        keep_last: bool = False,
     ) -> None:
         self.ckpt_dir, self.name, self.evaluator, self.settings = Path(ckpt_dir), name, evaluator, settings
-        self.objects: dict[str, Any] = {"network": network, "ema": ema_network, "optimizer": optimizer}
+        self.objects: dict[str, Any] = {
+            "network": network,
+            "ema": ema_network,
+            "optimizer": optimizer,
+            **(beside or {}),
+        }
+        self.keep_last = keep_last
         self.ema_network, self.keep, self.interval, self.enabled = ema_network, keep, interval, enabled
         self.validated_on = validated_on or {}
         self.computed_in = [" on ".join(computed_in.values())] if computed_in else []  # of all parts of the run
@@ -275,7 +285,7 @@ class TrainingCheckpoint:
         """Takes the last validation into account, also in what continues the run when `max_epochs` is raised."""
         before = self.best_loss
         self.save_best(engine)
-        if self.best_loss < before or not self.path(engine.state.epoch).exists():
+        if self.best_loss != before or not self.path(engine.state.epoch).exists():
             self.save(engine)
         release(self.ckpt_dir, self.name)
 
@@ -283,7 +293,7 @@ class TrainingCheckpoint:
         if self.evaluator.state.epoch != engine.state.epoch:
             return  # not validated in this epoch
         loss = float(self.evaluator.state.metrics["val_loss"])
-        if loss < self.best_loss:
+        if loss < self.best_loss or self.keep_last:
             self.best_loss = loss
             extra: dict[str, Any] = {"epoch": engine.state.epoch, "step": engine.state.iteration, "val_loss": loss}
             extra["computed_in"] = self.computed_in

@@ -89,6 +89,8 @@ class Denoising(Objective):
         self.terms = process.predictions
         if isinstance(network, DenoisingNetwork):
             network.require_process(process.num_train_timesteps)
+        if getattr(network, "encoding", "voxels") != space.encoding:
+            raise ValueError(f"encoding {space.encoding} is not what this network sees; leave it out")
         if compile:
             setattr(self, self.called, torch.compile(getattr(self, self.called)))
 

@@ -44,7 +44,7 @@ class TrainingStep:
         grid: Sequence[int],
         batch_size: int,
         device: Union[str, torch.device],
-        validation: Optional[HeldOut] = None,
+        validation: Optional[Objective] = None,
     ) -> None:
         self.objective, self.validation = objective, validation
         self.grid, self.batch_size, self.device = list(grid), batch_size, torch.device(device)
@@ -71,10 +71,10 @@ class TrainingStep:
         return found
 
     def validation_seconds(self) -> float:
-        """Of a volume at all its times, from one of them."""
-        assert self.validation is not None
-        one_time = HeldOut(self.validation.objective, 1)
-        return self.validation.num_times * self._timed(torch.no_grad()(one_time), 1)
+        """Of a volume, from one of its times where it has several."""
+        times = self.validation.num_times if isinstance(self.validation, HeldOut) else 1
+        part = HeldOut(self.validation.objective, 1) if isinstance(self.validation, HeldOut) else self.validation
+        return times * self._timed(torch.no_grad()(part), 1) if part is not None else 0.0
 
     def _timed(self, run: Callable[[dict[str, Any]], Any], batch_size: int) -> float:
         start = time.monotonic()

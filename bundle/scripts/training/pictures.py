@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.geometry import three
 from ..data.pictures import LUNG_WINDOW
 from ..files import remove_leftovers, whole_file
-from ..inferers.generator import DiffusionGenerator, Item
+from ..inferers.generator import Item, build_generator
 from ..inferers.inferer import autocast
 from ..networks.guidance import is_stage_1
 from ..networks.high_resolution import HighResolutionPRDiT
@@ -91,7 +91,9 @@ class TrainingPictures:
         _save(_curves(self.losses), self.losses.with_name(self.losses.stem.removesuffix("_losses") + "_progress.png"))
 
     def denoised(self, device: torch.device) -> Rows:
-        """A row of named coronal slices (X, Z) for each noise level."""
+        """A row of named coronal slices (X, Z) for each noise level; none of a GAN, which denoises nothing."""
+        if hasattr(self.network, "latent_size"):
+            return []
         hu = torch.as_tensor(self.evaluator.data_loader.dataset[0]["image"])[None].to(device)  # type: ignore[attr-defined]
         volume = self.space.encode(hu)
         noise = self.scheduler.sample_noise(volume.cpu(), [torch.Generator().manual_seed(0)]).to(device)
@@ -118,7 +120,8 @@ class TrainingPictures:
         if is_stage_1(self.network.settings):
             return []
         # a new one, for it keeps what the weights make of the times
-        generator = DiffusionGenerator(self.network, self.scheduler, 20, self.grid, self.space)
+        calls = 1 if hasattr(self.network, "latent_size") else 20
+        generator = build_generator(self.network, self.scheduler, calls, self.grid, self.space)
         volumes = [generator.sample([Item(seed)]) for seed in range(self.num_samples)]
         return [[(f"seed {seed}", self.coronal(volume)) for seed, volume in enumerate(volumes)]]
 

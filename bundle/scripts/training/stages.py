@@ -97,7 +97,12 @@ def new_network(device: Device = "cpu", **settings: Any) -> Any:
 
 
 def finetuned_network(start: Card, device: Device = "cpu", **settings: Any) -> Any:
-    """Trained weights of any kind, all of them to be trained on; settings are those that change no weight."""
+    """Trained weights of any kind that a process denoises with, all of them to be trained on; settings are those that change
+    no weight. ValueError in one line for a GAN, whose discriminator is not among its weights."""
+    if start.kind == "ha_gan":
+        raise ValueError(
+            f"{start.path} is the generator of a GAN, which cannot be trained on without its discriminator"
+        )
     return load_network(start, **settings).to(device)
 
 
