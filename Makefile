@@ -3,7 +3,7 @@
 # make lint   checks style and types
 # make release builds the zip of HEAD in dist/
 # make clean  removes what the above made, .venv included
-# Each sets up .venv first; it is kept until setup.cfg changes.
+# Each sets up .venv first; it is kept until setup.cfg or constraints.txt changes.
 
 PY = .venv/bin/python
 CODE = bundle/prdit.py bundle/scripts tests benchmarks tools
@@ -11,7 +11,7 @@ BLACK = $(PY) -m black --line-length 120 --skip-magic-trailing-comma   # as the 
 # what makes .venv: `python3`, or the first other one that is 3.11 or newer
 PYTHON = $(shell for python in python3 python3.11 python3.12 python3.13; do \
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-TORCH = $(shell sed -n 's/^ *\(torch==.*\)/\1/p' setup.cfg)
+INSTALL = $(PY) -m pip install -qq -c constraints.txt
 
 .PHONY: demo test slow lint release clean
 
@@ -35,14 +35,14 @@ release: .venv/stamp
 	@$(PY) tools/release.py
 
 # torch goes first and alone, so that pip takes a CPU build where it has been told of one, and then leaves it in place
-.venv/stamp: setup.cfg
+.venv/stamp: setup.cfg constraints.txt
 	@$(PY) -m pip --version >/dev/null 2>&1 || { \
 		test -n "$(PYTHON)" || { echo "Python 3.11 or newer with the venv module is needed" >&2; exit 1; }; \
 		$(PYTHON) -m venv .venv; }
 	@echo "Setting up .venv: 3 GB, two to four minutes. 1 of 2: PyTorch"
-	@$(PY) -m pip install -qq "$(TORCH)"
+	@$(INSTALL) torch
 	@echo "2 of 2: MONAI and the rest"
-	@$(PY) -m pip install -qq -e ".[dev]"
+	@$(INSTALL) -e ".[dev]"
 	@touch $@
 
 clean:

@@ -130,6 +130,8 @@ def measure(args: argparse.Namespace, grid: int, batch: int, variant: str) -> di
     """One row, in this process."""
     device, bf16 = torch.device(args.device), has_fast_bf16(torch.device(args.device))
     torch.randn(8, 8, device=device) @ torch.randn(8, 8, device=device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of what this process measured before
     before = memory_gb(device)
     torch.manual_seed(0)
     network = make_network(args)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import re
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import monai
 import pytest
 import torch
+from packaging.version import Version
 
 from scripts.errors import bundle_root, report_errors_in_one_line, require_monai, what_to_say
 
@@ -89,7 +91,9 @@ def test_the_metadata_and_setup_cfg_agree_on_versions():
     """metadata.json is what the Model Zoo installs, setup.cfg what this repository does."""
     metadata = json.loads((Path(bundle_root()) / "configs" / "metadata.json").read_text())
     setup = (Path(bundle_root()).parent / "setup.cfg").read_text()
-    assert f"torch=={metadata['pytorch_version']}" in setup
+    pinned = re.search(r"^torch==(.+)$", (Path(bundle_root()).parent / "constraints.txt").read_text(), re.M)
+    least, below = re.search(r"^ *torch>=([\d.]+),<([\d.]+)$", setup, re.M).groups()
+    assert pinned[1] == metadata["pytorch_version"] and Version(least) <= Version(pinned[1]) < Version(below)
     assert f"]=={metadata['monai_version']}" in setup
     assert f"pytorch-ignite=={metadata['required_packages_version']['pytorch-ignite']}" in setup
     assert f"version = {metadata['version']}\n" in setup

@@ -29,7 +29,7 @@ from scripts.training import (
 # handlers
 
 
-def trainer_with_guard(items, max_bad_steps):
+def trainer_with_guard(items, max_bad_steps, fused=False):
     """MONAI's trainer on a linear layer, with the weights after each step; an item is the value of its batch."""
     torch.manual_seed(0)
     network = torch.nn.Linear(3, 1)
@@ -39,7 +39,7 @@ def trainer_with_guard(items, max_bad_steps):
         max_epochs=1,
         train_data_loader=data,
         network=network,
-        optimizer=torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.1),
+        optimizer=torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.1, fused=fused),
         loss_function=torch.nn.MSELoss(),
         train_handlers=[GradientGuard(network, max_bad_steps=max_bad_steps)],
         decollate=False,
@@ -49,11 +49,13 @@ def trainer_with_guard(items, max_bad_steps):
     return trainer, network, weights
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_step_without_finite_gradient_leaves_the_weights_alone(bad):
-    """Not even weight decay moves them."""
-    trainer, network, weights = trainer_with_guard([1, bad, bad, 1, bad, 1], max_bad_steps=3)
+def test_a_step_without_finite_gradient_leaves_the_weights_alone(bad, fused):
+    """Not even weight decay moves them, and the optimiser counts no step."""
+    trainer, network, weights = trainer_with_guard([1, bad, bad, 1, bad, 1], max_bad_steps=3, fused=fused)
     trainer.run()
+    assert [float(state["step"]) for state in trainer.optimizer.state.values()] == [3, 3]
     moved = [not torch.equal(a, b) for a, b in zip(weights, weights[1:])]
     assert moved == [False, False, True, False, True]
     assert torch.isfinite(network.weight).all()
@@ -66,6 +68,21 @@ def test_training_stops_after_bad_steps_in_a_row(one_line):
         trainer.run()
     one_line(raised, "3 steps in a row", "step 6")
     assert torch.isfinite(network.weight).all() and torch.equal(network.weight, weights[2])
+
+
+def test_steps_that_the_optimiser_leaves_out_are_counted_at_the_end_of_an_epoch(one_line):
+    """The host waits for no step of a fused optimiser."""
+    trainer, network, weights = trainer_with_guard([math.nan, 1, math.nan, math.nan], max_bad_steps=3, fused=True)
+    with pytest.raises(ValueError) as raised:
+        trainer.run()
+    one_line(raised, "2 steps in a row", "step 4")
+    assert trainer.state.bad_steps == 2
+    trainer, network, weights = trainer_with_guard([1, math.nan, math.nan, math.nan, math.nan], 3, fused=True)
+    trainer.state.max_epochs = 2
+    with pytest.raises(ValueError) as raised:
+        trainer.run()
+    one_line(raised, "4 steps in a row", "step 5")
+    assert torch.equal(network.weight, weights[0])
 
 
 def test_gradients_are_clipped_together():

@@ -48,7 +48,7 @@ TAKEN = {  # for the steps that follow
 NO_MATTER = {
     "cache_gb": 0.0, "chunk_tokens": 3, "activation_checkpointing": True, "max_bad_steps": 1, "val_interval": 2,
     "keep_checkpoints": 1, "keep_last": True, "num_pictures": 1, "checkpoint_interval": 2, "field_of_view_mm": [320, 320, 320],
-    "hu_window": [-1000, 1000], "attention": "sdpa", "log_dir": "elsewhere",
+    "hu_window": [-1000, 1000], "attention": "sdpa", "log_dir": "elsewhere", "tf32": True,
 }  # fmt: skip
 ELSEWHERE = {  # names of the run or places, the machine, and what another test continues
     "ckpt_dir", "stage", "bundle_root", "imports", "device", "compile", "num_workers", "rank", "process_group", "sampler",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, require_own, set_aside, write_json
+from ..hardware import device_name
 from ..metrics.critic import CriticPairs, critic_losses, critic_network, held_out, mixes, w_ratio
 from ..networks.checkpoint import load_strictly, load_tensors, save_tensors
 from ..stops import stoppable_engine
@@ -103,7 +104,8 @@ class WScore:
         """Trains what is not yet trained, measures, writes and prints."""
         print(
             f"trains {len(self.mixes)} x {self.num_seeds} critics of {self.num_steps} steps, each on real volumes against "
-            f"those of {' and '.join(self.mixes[0])}{', and so on' if len(self.mixes) > 1 else ''}; -> {self.folder}/"
+            f"those of {' and '.join(self.mixes[0])}{', and so on' if len(self.mixes) > 1 else ''}, on "
+            f"{device_name(self.device)}; -> {self.folder}/"
         )
         found = []
         for mix in self.mixes:

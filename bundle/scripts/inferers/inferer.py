@@ -20,10 +20,19 @@ def uses_bf16(device: torch.device, bf16: Optional[bool] = None) -> bool:
     return has_fast_bf16(device) if bf16 is None else bf16
 
 
-def computed_in(device: Union[str, torch.device], bf16: Optional[bool] = None) -> dict[str, str]:
-    """What numbers depend on beside the settings: 'precision', 'bf16' or 'float32', and 'device', its kind."""
+def use_tf32(device: Union[str, torch.device], tf32: bool = False) -> None:
+    """What the setting `tf32` says, of this process: matrix products of float32 on NVIDIA GPUs alone."""
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def computed_in(device: Union[str, torch.device], bf16: Optional[bool] = None, tf32: bool = False) -> dict[str, str]:
+    """What numbers depend on beside the settings: 'precision' of products, 'bf16', 'tf32' or 'float32', and 'device', its
+    kind.
+    """
     device = torch.device(device)
-    return {"precision": "bf16" if uses_bf16(device, bf16) else "float32", "device": device.type}
+    float32 = "tf32" if tf32 and device.type == "cuda" else "float32"
+    return {"precision": "bf16" if uses_bf16(device, bf16) else float32, "device": device.type}
 
 
 def autocast(device: torch.device, bf16: Optional[bool] = None) -> torch.autocast:

@@ -41,7 +41,7 @@ def tell_sampling(
         voxels: see `voxels_in_words`.
         batch_size: volumes at a time.
         device: where it runs.
-        precision: 'bf16' or 'float32'.
+        precision: see `computed_in`.
     """
     if not len(missing):
         return
@@ -130,7 +130,7 @@ def end_plan(
         grid: of a volume.
         memory: see `memory_plan`.
         num_calls: network calls per volume.
-        precision: 'bf16' or 'float32'.
+        precision: see `computed_in`.
         guided: with layer-skip guidance.
         device: where it would run.
     """

@@ -210,9 +210,9 @@ class TrainingCheckpoint:
         steps, max_epochs = engine.state.epoch_length, engine.state.max_epochs
         groups = self.objects["optimizer"].param_groups
         own = [{name: value for name, value in group.items() if name not in ("params", "lr")} for group in groups]
+        for group, settings in zip(state["optimizer"]["param_groups"], own):
+            group.update(settings)  # `fused` says where the optimiser's counts go; lr is set before the next step
         Checkpoint.load_objects(self.objects, state)
-        for group, settings in zip(self.objects["optimizer"].param_groups, own):
-            group.update(settings)  # LearningRateSchedule sets lr before the next step
         epoch, steps_before = engine.state.epoch, engine.state.epoch_length
         engine.state.epoch_length, engine.state.max_epochs, engine.state.iteration = steps, max_epochs, epoch * steps
         if self.enabled and epoch < max_epochs:

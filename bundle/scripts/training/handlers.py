@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, Sized
 
 import torch
@@ -15,7 +16,9 @@ from torch import nn
 class GradientGuard:
     """Clips the gradient's norm, and leaves out a step whose gradient is not finite.
 
-    Under DistributedDataParallel the gradients, and so the decision, are the same on every rank.
+    Under DistributedDataParallel the gradients, and so the decision, are the same on every rank. A fused optimiser leaves
+    the step out on its device, as under PyTorch's GradScaler, and the host counts such steps at the end of an epoch and
+    after `SECONDS` alone: each look waits for a GPU. Any other optimiser is told by the host, at each step.
 
     Args:
         network: whose gradients count.
@@ -23,13 +26,24 @@ class GradientGuard:
         max_bad_steps: training stops after so many steps in a row without a finite gradient.
     """
 
+    SECONDS = 10.0
+
     def __init__(self, network: nn.Module, max_norm: float = 1.0, max_bad_steps: int = 10) -> None:
         self.network, self.max_norm, self.max_bad_steps, self.bad_steps = network, max_norm, max_bad_steps, 0
+        self.counted, self.looked = torch.zeros((), dtype=torch.int64), time.monotonic()
 
     def attach(self, engine: Engine) -> None:
         engine.state.bad_steps = 0  # `TrainingCheckpoint` saves nothing while the loss is not finite
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.look)
         engine.add_event_handler(Events.COMPLETED, self.refuse_bad_end)
+
+    def look(self, engine: Engine) -> None:
+        """Counts the steps in a row without a finite gradient, and stops the run where they are too many."""
+        self.bad_steps = engine.state.bad_steps = int(self.counted)
+        self.looked = time.monotonic()
+        if self.bad_steps >= self.max_bad_steps:
+            self.stop(engine)
 
     def refuse_bad_end(self, engine: Engine) -> None:
         if self.bad_steps:
@@ -44,13 +58,18 @@ class GradientGuard:
     def __call__(self, engine: Engine) -> None:
         parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        self.bad_steps = engine.state.bad_steps = 0 if torch.isfinite(norm) else self.bad_steps + 1
-        if not self.bad_steps:
+        bad = ~torch.isfinite(norm)
+        self.counted = torch.where(bad, self.counted.to(bad.device, non_blocking=True) + 1, 0)
+        optimizer: Any = getattr(engine, "optimizer", None)
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.found_inf = bad.float()
+            if time.monotonic() - self.looked > self.SECONDS:
+                self.look(engine)
             return
-        for parameter in parameters:
-            parameter.grad = None  # the optimiser leaves a parameter without gradient as it is
-        if self.bad_steps >= self.max_bad_steps:
-            self.stop(engine)
+        if bad:
+            for parameter in parameters:
+                parameter.grad = None  # the optimiser leaves a parameter without gradient as it is
+        self.look(engine)
 
 
 class LearningRateSchedule:
@@ -102,8 +121,7 @@ class AveragedWeights(EMAHandler):
     @torch.no_grad()
     def _update_ema_model(self, engine: Engine, name: str) -> None:
         momentum = max(self.momentum, 9 / (engine.state.iteration + 9))
-        for average, own in zip(self.ema_model.parameters(), self.model.parameters()):
-            average.lerp_(own, momentum)
+        torch._foreach_lerp_(list(self.ema_model.parameters()), list(self.model.parameters()), momentum)
 
 
 class EpochSeed:

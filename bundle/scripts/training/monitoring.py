@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..files import write_text
 from ..hardware import device_name
-from .objectives import numbers_of
+from .objectives import StepNumbers, numbers_of
 from .pictures import picture_path
 
 
@@ -83,7 +83,8 @@ class _Bar(tqdm):
 class TrainingProgress:
     """A bar over the whole run with the time it will still take, validation included, and the losses.
 
-    Where there is no terminal, it prints a line after each validation and not more than two a minute.
+    The losses are those of a step a second, for each look waits for a GPU. Where there is no terminal, it prints a line
+    after each validation and not more than two a minute.
 
     Args:
         evaluator: that validates.
@@ -134,9 +135,6 @@ class TrainingProgress:
 
     def show(self, engine: Engine, steps: int) -> None:
         state = engine.state
-        losses = {"loss": f"{state.output['loss'].item():.4f}"}
-        if "val_loss" in self.evaluator.state.metrics:
-            losses["val_loss"] = f"{self.evaluator.state.metrics['val_loss']:.4f}"
         left = {
             "steps": self.bar.total - state.iteration,
             "validations": math.ceil(state.max_epochs / self.val_interval)
@@ -144,15 +142,18 @@ class TrainingProgress:
         }
         self.bar.seconds_left = sum(left[of] * self.seconds[of] / max(1, self.count[of]) for of in left)
         where = f"epoch {state.epoch}/{state.max_epochs}"
-        if not self.bar.disable:
-            self.bar.set_description(where, refresh=False)
-            self.bar.set_postfix(losses, refresh=not steps)
-            self.bar.update(steps)
-        elif time.monotonic() - self.printed > 30:
+        self.bar.set_description(where, refresh=False)
+        if time.monotonic() - self.printed > (30 if self.bar.disable else 1):
             self.printed = time.monotonic()
+            losses = {"loss": f"{state.output['loss'].item():.4f}"}
+            if "val_loss" in self.evaluator.state.metrics:
+                losses["val_loss"] = f"{self.evaluator.state.metrics['val_loss']:.4f}"
+            self.bar.set_postfix(losses, refresh=not steps)
             numbers = ", ".join(f"{name} {value}" for name, value in losses.items())
             left_text = self.bar.format_interval(self.bar.seconds_left)
-            print(f"{where}, step {state.iteration}/{self.bar.total}: {numbers}, {left_text} left", file=sys.stderr)
+            if self.bar.disable:
+                print(f"{where}, step {state.iteration}/{self.bar.total}: {numbers}, {left_text} left", file=sys.stderr)
+        self.bar.update(steps)
 
     def finish(self, engine: Engine) -> None:
         if hasattr(self, "bar"):
@@ -185,11 +186,12 @@ class TensorBoardLog(TensorBoardStatsHandler):
         optimizer: Optional[torch.optim.Optimizer] = None,
         pictures: Optional[str] = None,
     ) -> None:
-        super().__init__(summary_writer=_UNMADE, output_transform=numbers_of, epoch_event_writer=self.write_validation)
+        super().__init__(summary_writer=_UNMADE, epoch_event_writer=self.write_validation)
         self.log_dir, self.evaluator, self.optimizer, self.pictures = log_dir, evaluator, optimizer, pictures
-        self.validated = 0
+        self.validated, self.numbers = 0, StepNumbers()
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write_steps)
         super().attach(engine)
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write_rate)
@@ -206,6 +208,16 @@ class TensorBoardLog(TensorBoardStatsHandler):
             self._writer = SummaryWriter(log_dir=self.log_dir)
             start = SessionLog(status=SessionLog.START)
             self._writer.file_writer.add_event(Event(step=engine.state.iteration + 1, session_log=start))
+
+    def iteration_completed(self, engine: Engine) -> None:
+        if self.numbers.add(engine):
+            self.write_steps()
+
+    def write_steps(self) -> None:
+        for step, numbers in self.numbers.fetch():
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def write_rate(self, engine: Engine) -> None:
         if self.optimizer is not None:
@@ -260,7 +272,7 @@ class LossCSV:
     ) -> None:
         self.path, self.optimizer, self.evaluator, self.terms = Path(path), optimizer, evaluator, ("loss", *terms)
         self.sums: dict[str, float] = {}
-        self.steps = 0
+        self.steps, self.numbers = 0, StepNumbers()
 
     def attach(self, engine: Engine) -> None:
         self.rows()  # one that cannot be read is found now, and not after an epoch
@@ -269,11 +281,17 @@ class LossCSV:
         engine.add_event_handler(Events.COMPLETED, self.complete)
 
     def add(self, engine: Engine) -> None:
-        for name, value in numbers_of(engine.state.output).items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps += 1
+        if self.numbers.add(engine):
+            self.count()
+
+    def count(self) -> None:
+        for _, numbers in self.numbers.fetch():
+            for name, value in numbers.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.steps += 1
 
     def write(self, engine: Engine) -> None:
+        self.count()
         row: dict[str, Any] = {"epoch": engine.state.epoch, "step": engine.state.iteration}
         row["lr"] = f"{self.optimizer.param_groups[0]['lr']:.3e}"
         row.update({f"train_{name}": f"{value / self.steps:.6f}" for name, value in self.sums.items()})

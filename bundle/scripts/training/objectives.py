@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional
+import time
+from typing import Any, Iterable, Mapping, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
+from ignite.engine import Engine
 from monai.engines import PrepareBatch
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
@@ -53,13 +55,48 @@ def sum_of_terms(terms: Terms, target: None = None) -> Tensor:
 
 
 def numbers_of(output: Any) -> dict[str, float]:
-    """An engine's output -> its loss and the terms, for the loggers: fetched once a step, for each wait for a GPU costs."""
+    """An engine's output -> its loss and the terms, for the loggers of single steps; it waits for a GPU."""
     output = output[0] if isinstance(output, list) else output
-    if "numbers" not in output:
-        terms = output[Keys.PRED]
-        values = torch.stack([value.detach() for value in terms.values()]).tolist()
-        output["numbers"] = {"loss": sum(values), **dict(zip(terms, values))}
-    return output["numbers"]
+    return _numbers(output[Keys.PRED], _values(output).tolist())
+
+
+def _numbers(names: Iterable[str], values: Sequence[float]) -> dict[str, float]:
+    return {"loss": sum(values), **dict(zip(names, values))}
+
+
+def _values(output: dict[str, Any]) -> Tensor:
+    """The terms of a step in one tensor, where they were computed; made once."""
+    if "values" not in output:
+        output["values"] = torch.stack([value.detach() for value in output[Keys.PRED].values()])
+    return output["values"]
+
+
+class StepNumbers:
+    """The numbers of steps, for loggers. They stay where they were computed until they are fetched, for that waits until a
+    GPU has done all that it was given: at the end of an epoch, and after `SECONDS`.
+    """
+
+    SECONDS = 10.0
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.values: list[Tensor] = []
+        self.names: Iterable[str] = ()
+        self.fetched = time.monotonic()
+
+    def add(self, engine: Engine) -> bool:
+        """Keeps those of the engine's step; whether it is time to fetch them."""
+        self.steps.append(engine.state.iteration)
+        self.values.append(_values(engine.state.output))
+        self.names = engine.state.output[Keys.PRED]
+        return time.monotonic() - self.fetched > self.SECONDS
+
+    def fetch(self) -> list[tuple[int, dict[str, float]]]:
+        """Steps that are not fetched yet, each with its loss and terms by name."""
+        rows = torch.stack(self.values).tolist() if self.values else []
+        found = [(step, _numbers(self.names, row)) for step, row in zip(self.steps, rows)]
+        self.steps, self.values, self.fetched = [], [], time.monotonic()
+        return found
 
 
 class Denoising(Objective):
