@@ -161,7 +161,9 @@ def sampling_steps(scale: Scale, row: Row, work: Path) -> None:
         return measure(args, grid, batch, variant)
 
     sizes = [(grid, 1) for grid in scale.grids] + [(scale.refined, 2)]
-    wanted = [(*size, batch, variant) for batch in scale.batches for variant in ("bundle", "compiled") for size in sizes]
+    wanted = [
+        (*size, batch, variant) for batch in scale.batches for variant in ("bundle", "compiled") for size in sizes
+    ]
     wanted.sort(key=lambda one: one[3] == "compiled")  # compiling takes longest
     for grid, factor, batch, variant in wanted:
         name = {"bundle": "eager", "compiled": "CUDA graph"}[variant]
@@ -225,7 +227,9 @@ def memory(scale: Scale, row: Row, work: Path) -> None:
 
     for preset in scale.memory:
         for grid in scale.grids:
-            args = argparse.Namespace(device=scale.device, preset=preset, ckpt_path=None, factor=1, chunk_tokens=0, steps=1)
+            args = argparse.Namespace(
+                device=scale.device, preset=preset, ckpt_path=None, factor=1, chunk_tokens=0, steps=1
+            )
 
             def peak() -> dict[str, Any]:
                 found = measure(args, grid, 1, "bundle")
@@ -239,7 +243,10 @@ def training_steps(scale: Scale, row: Row, work: Path) -> None:
     """Steps of both stages with the optimiser and the average, alone, and then with data, in the trainer of the configs."""
     for preset, grid, batch in scale.training:
         name = f"{preset}, {grid}³, batch"
-        row(f"stage 1 of {name} {scale.local_batch}", partial(one_step, scale, preset, grid, scale.local_batch, True, False))
+        row(
+            f"stage 1 of {name} {scale.local_batch}",
+            partial(one_step, scale, preset, grid, scale.local_batch, True, False),
+        )
         for again in (False, True):
             how = ", activation checkpointing" if again else ""
             row(f"stage 2 of {name} {batch}{how}", partial(one_step, scale, preset, grid, batch, False, again))
@@ -430,7 +437,10 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        for path, text in ((self.path, json.dumps(self.content, indent=1)), (self.path.with_suffix(".md"), self.tables())):
+        for path, text in (
+            (self.path, json.dumps(self.content, indent=1)),
+            (self.path.with_suffix(".md"), self.tables()),
+        ):
             whole = path.with_suffix(".new")
             whole.write_text(text, encoding="utf-8")
             whole.replace(path)
@@ -439,7 +449,10 @@ class Results:
         lines = [", ".join(f"{name} {value}" for name, value in self.content.get("machine", {}).items())]
         for name, part in self.content["parts"].items():
             columns = list(dict.fromkeys(column for row in part["rows"].values() for column in row))
-            lines += [f"\n{name}: {part['state']}, {part['seconds']:.0f} s\n", f"| {name} | " + " | ".join(columns) + " |"]
+            lines += [
+                f"\n{name}: {part['state']}, {part['seconds']:.0f} s\n",
+                f"| {name} | " + " | ".join(columns) + " |",
+            ]
             lines.append("|---" * (len(columns) + 1) + "|")
             for key, row in part["rows"].items():
                 cells = (row.get(column, "") for column in columns)
@@ -449,7 +462,9 @@ class Results:
 
     def faults(self) -> list[str]:
         """What went wrong: numbers that are errors, and predictions that do not agree."""
-        rows = [(f"{part}: {key}", row) for part, one in self.content["parts"].items() for key, row in one["rows"].items()]
+        rows = [
+            (f"{part}: {key}", row) for part, one in self.content["parts"].items() for key, row in one["rows"].items()
+        ]
         return [where for where, row in rows if "error" in row or row.get("agrees") is False]
 
 
