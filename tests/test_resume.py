@@ -53,7 +53,7 @@ NO_MATTER = {
 ELSEWHERE = {  # names of the run or places, the machine, and what another test continues
     "ckpt_dir", "stage", "bundle_root", "imports", "device", "compile", "num_workers", "rank", "process_group", "sampler",
     "validation_sampler", "tracker", "max_padding", "max_steps",
-    "dry_run", "strides", "trains", "encoding",
+    "dry_run", "strides", "trains",
 }  # fmt: skip
 LAST = "local_checkpoint_epoch=4.pt"
 
