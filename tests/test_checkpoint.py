@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from scripts.files import sha256_of
-from scripts.networks import build_prdit, export_weights, network_from_checkpoint, read_card, save_weights
+from scripts.networks import build_prdit, export_weights, guidance_of, network_from_checkpoint, read_card, save_weights
 from scripts.networks.checkpoint import load_strictly, load_tensors, save_tensors
 
 
@@ -16,7 +16,7 @@ from scripts.networks.checkpoint import load_strictly, load_tensors, save_tensor
 def saved(tmp_path, make_network):
     """A network and its file."""
     network, path = make_network(parametrization="skip"), tmp_path / "model.pt"
-    save_weights(network, path, {"stage": "model", "process": {"noise_std": 0.5}})
+    save_weights(network, path, {"stage": "model", "process": {"name": "cosine_sine", "noise_std": 0.5}})
     return network, path
 
 
@@ -74,7 +74,7 @@ def test_settings_travel_with_the_weights(saved):
     assert card.model_dump(by_alias=True, exclude_unset=True) == json.loads(path.with_suffix(".json").read_text())
     assert card.sha256 == sha256_of(path) and card.path == path and card.kind == "prdit"
     assert card.network == network.settings
-    assert card.facts == {"stage": "model", "process": {"noise_std": 0.5}}
+    assert card.facts == {"stage": "model", "process": {"name": "cosine_sine", "noise_std": 0.5}}
     with pytest.raises(ValidationError):
         card.stage = "other"
 
@@ -267,7 +267,12 @@ def test_saving_over_weights_replaces_both_files(saved, tmp_path):
         {"data": {"grid": [8, 8, 8], "field_of_view_mm": 320.0, "hu_window": [1000, -1000]}},
         {"data": {"grid": [8, 8, 8], "field_of_view_mm": 320.0, "hu_window": [-1, 1], "intensity": "foo"}},
         {"data": 3},
+        {"data": {"grid": [7, 8, 8], "field_of_view_mm": 320.0, "hu_window": [-1000, 1000]}},
         {"process": []},
+        {"process": {"num_train_timesteps": 1000}},
+        {"process": {"name": "cosine_sine", "num_train_timesteps": "1000"}},
+        {"process": {"name": "cosine_sine", "noise_std": float("nan")}},
+        {"process": {"name": "cosine_sine", "speed": 1}},
         {"guidance": "much"},
         {"sha256": 3},
         {"network": "PRDiT"},
@@ -278,6 +283,7 @@ def test_saving_over_weights_replaces_both_files(saved, tmp_path):
         {"network": {"hidden_size": 24, "num_heads": 4, "depth": 2, "patch_size": -4, "stride": 2}},
         {"network": {"hidden_size": "x", "num_heads": 4, "depth": 2, "patch_size": 4, "stride": 2}},
         {"network": {"backbone": {"backbone": []}}},
+        {"network": {"hidden_size": 24, "num_heads": 4, "depth": 2, "patch_size": 4, "stride": 2, "chunk_tokens": -1}},
     ],
 )
 def test_a_json_of_wrong_content_is_named_before_anything_is_built(saved, change, one_line):
@@ -287,6 +293,16 @@ def test_a_json_of_wrong_content_is_named_before_anything_is_built(saved, change
     with pytest.raises(ValueError) as raised:
         network_from_checkpoint(path)
     one_line(raised, description)
+
+
+@pytest.mark.parametrize("guidance", [{"scale": 1, "block": 2}, {"scale": -1}, {"scale": 1, "strength": 2}])
+def test_a_json_that_recommends_another_network_s_guidance_is_named(saved, guidance, one_line):
+    _, path = saved
+    description = path.with_suffix(".json")
+    description.write_text(json.dumps({**json.loads(description.read_text()), "guidance": guidance}))
+    with pytest.raises(ValueError) as raised:
+        guidance_of(read_card(path))
+    one_line(raised, path, "guidance")
 
 
 @pytest.mark.parametrize("depth", [900, 100_000])

@@ -35,6 +35,7 @@ def source(tmp_path, chest):
     ("settings", "facts"),
     [
         ({"mapping_file": "in/{0}"}, ["mapping_file", "source_dir"]),
+        ({"mapping_file": "/proc/1/x/map.csv"}, ["mapping_file", "is not writable"]),
         ({"mapping_file": "in/map.csv"}, ["mapping_file", "lies in source_dir"]),
         ({"salt_file": "in/salt"}, ["salt_file", "lies in source_dir"]),
         ({"salt_file": "x", "mapping_file": "x"}, ["salt_file", "mapping_file"]),

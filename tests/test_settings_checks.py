@@ -262,6 +262,7 @@ def refusal(stack, monkeypatch, *words, **settings):
             {"local_window": 2, "finetune_from": __file__},
             ["local_window must be 0 in this stage", "got 2"],
         ),
+        (("evaluate", "sampling_sweep"), {"checkpoints": "$None"}, ["checkpoints is needed"]),
         (("wscore",), {"lr": 1.0}, ["wscore.yaml is an overlay of evaluate.yaml"]),
         (("train",), {"init_id": "a.yaml"}, ["a.yaml is no init_id of the config", "several config files"]),
     ],
@@ -308,6 +309,25 @@ def test_words_for_switches_and_one_number_for_a_grid_reach_what_is_built(monkey
     convert_settings(parser, {name: one for name, one in described.items() if name != "log_dir"})
     assert parser["grid"] == [16, 16, 16] and parser["compile"] is False and parser["lr"] == 1e-4
     assert parser["device"] == torch.device("cpu") and parser["ckpt_dir"] == str(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("stack", "typed", "expected"),
+    [
+        (("inference", "paper_sampler"), {"eta": 0.5}, "0.5 None"),
+        (("inference", "paper_sampler"), {"eta": 0.5, "predictor_ratio": "$None"}, "0.5 None"),
+        (("inference", "paper_sampler"), {"eta": "$None"}, "None 2.0"),
+        (("inference", "paper_sampler"), {"eta": 0.5, "predictor_ratio": 3}, "0.5 3.0"),  # which the solver refuses
+        (("evaluate", "sampling_sweep"), {"eta": [0.25, 0.5]}, "[0.25, 0.5] [None]"),
+    ],
+)
+def test_a_setting_that_was_typed_takes_the_place_of_the_recipe_s(
+    stack, typed, expected, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    checks = {"_target_": "scripts.settings.checks.check_settings"}
+    run(stack, monkeypatch, **typed, run=[checks, "$print('taken:', @eta, @predictor_ratio)"])
+    assert f"taken: {expected}\n" in capsys.readouterr().out
 
 
 def test_help_lists_the_settings_and_starts_nothing(monkeypatch, capsys, tmp_path):

@@ -6,7 +6,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Mapping, Optional, Sequence
+from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from ..settings.reach import described_settings, reached, require_effect
 from .stacks import PROCESSES, STAGE_LAYER, in_order, marks, merged, overlays, recipes
@@ -127,6 +127,17 @@ def _number(value: Optional[str], setting: str, least: int) -> int:
     return int(value)
 
 
+def _has_place(config: Any, setting: str) -> bool:
+    """Whether MONAI can put a value where `a::b::0` says: all but the last name must be there."""
+    *path, last = setting.replace("#", "::").split("::")
+    try:
+        for one in path:
+            config = config[int(one) if isinstance(config, list) else one]
+        return isinstance(config, dict) or config[int(last)] is not None
+    except (LookupError, TypeError, ValueError):
+        return False
+
+
 def _require_known(name: str, settings: Mapping[str, str], stacks: Iterable[Sequence[str]]) -> None:
     configs = [merged(tuple(stack)) for stack in stacks]
     known = {setting for config in configs for setting in config}
@@ -134,6 +145,8 @@ def _require_known(name: str, settings: Mapping[str, str], stacks: Iterable[Sequ
         first = setting.replace("#", "::").split("::")[0]
         if first not in known:
             raise ValueError(f"no setting {first}{nearest(first, known) or ' here'}  (prdit {name} --help)")
+        if not any(_has_place(config, setting) for config in configs):
+            raise ValueError(f"{setting} names no place in the config files; :: separates names, and numbers in lists")
     require_effect(settings, *configs)
 
 

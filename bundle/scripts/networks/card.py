@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ..data.intensity import HU, PAPER_COMPAT
 from ..files import PathLike, sha256_of
+from ..schedulers import build_scheduler
 from ..spaces import SPACES, HUWindow, build_space
 from .kinds import build_network, kind_of, override_settings
 
@@ -73,6 +74,12 @@ class Seen(BaseModel):
                 "intensity": self.intensity, "encoding": self.encoding}  # fmt: skip
 
 
+def _known(process: dict[str, Any]) -> dict[str, Any]:
+    if process:  # without one, weights are a network alone
+        build_scheduler(process)
+    return process
+
+
 class Card(BaseModel):
     """What weights are: everything that sampling, evaluation and further training need to know of them.
 
@@ -83,7 +90,7 @@ class Card(BaseModel):
     schema_version: Annotated[int, Field(alias="schema", ge=1, le=SCHEMA)] = SCHEMA
     sha256: str
     network: Annotated[dict[str, Any], BeforeValidator(_complete)]  # 'kind', one of `KINDS`, and its settings
-    process: dict[str, Any] = {}  # 'name' and settings of a process
+    process: Annotated[dict[str, Any], AfterValidator(_known)] = {}  # 'name' and settings of a process
     data: Optional[Seen] = None
     guidance: dict[str, Any] = {}  # to sample with
     stage: Optional[str] = None
@@ -186,6 +193,8 @@ def _parsed(path: Path) -> Card:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"][:2])
         what = f"its {where} is missing or not right" if where else "it is no table of settings"
+        if "error" in first.get("ctx", {}):  # of our own
+            what += f" ({first['ctx']['error']})"
         raise ValueError(f"{path} is not the description of a checkpoint: {what}; copy it again") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{path} is not the description of a checkpoint; copy it again") from None

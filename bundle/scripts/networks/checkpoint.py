@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import sys
 from pathlib import Path
@@ -140,9 +141,12 @@ def load_network(card: Card, **overrides: Any) -> Any:
             raise ValueError(f"{name} {value} has no effect on weights of the kind {card.kind}; leave it out")
     ckpt_path, state = card.path, load_tensors(card.path)
     try:
-        _require_sizes_of(override_settings(card.network, overrides), state)
+        _require_sizes_of(card.network, state)
         with torch.device("meta"):  # takes no memory, whatever sizes the JSON claims
             claimed = card.build(**overrides)
+        grid, strides = card.data.grid if card.data else [], claimed.strides()
+        if any(side % stride for side in grid for stride in strides):
+            raise ValueError(f"the grid {grid} is no multiple of the strides {strides}")
     except Exception as error:  # as various as what a JSON can hold
         reason = f": {error}" if isinstance(error, ValueError) and "\n" not in str(error) else ""
         raise ValueError(f"{description_path(ckpt_path)} does not describe a network of this bundle{reason}") from None
@@ -152,16 +156,13 @@ def load_network(card: Card, **overrides: Any) -> Any:
     return network
 
 
-_NO_SIZES = ("chunk_tokens",)
-
-
 def _require_sizes_of(settings: dict, state: dict[str, Any]) -> None:
-    """Refuses numbers beyond all sizes of the weights: to build so many layers would take hours."""
+    """Refuses numbers that are no sizes of the weights: to build so many layers would take hours."""
     most = max([len(state), *(side for value in state.values() for side in getattr(value, "shape", ()))])
     for name, value in settings.items():
         if name == "backbone":
             _require_sizes_of(value, state)
-        elif isinstance(value, (int, float)) and name not in _NO_SIZES and not abs(value) <= most:
+        elif isinstance(value, (int, float)) and not 0 <= value <= (math.inf if name == "chunk_tokens" else most):
             raise ValueError(f"{name} is {value}, beyond what the weights hold")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
 
 from torch import Tensor, nn
 
@@ -93,9 +93,14 @@ def guidance_of(
     given = {"scale": scale, "block": block, "below": below}
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        guidance = Guidance(**{**card.guidance, **given})
-    except TypeError:
-        raise ValueError(f"the weights' JSON describes no guidance: {card.guidance}") from None
+        _checked(card, card.guidance)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the JSON of the weights {card.path} recommends no right guidance: {error}") from None
+    return _checked(card, {**card.guidance, **given})
+
+
+def _checked(card: Card, settings: dict[str, Any]) -> Optional[Guidance]:
+    guidance = Guidance(**settings)
     require_numbers(0, guidance=guidance.scale)
     require_numbers(0, 1, guidance_below=guidance.below)
     if guidance.scale == 0:

@@ -45,6 +45,8 @@ def check_settings() -> None:
         _require_known(typed.settings, {**ConfigParser.load_config_files(typed.config_files), **described})
         require_effect(typed.settings, config)
         _restore_text(parser, typed.settings, described)
+        given = [described[name] for name, value in typed.settings.items() if name in described and value != "$None"]
+        _put(parser, {one.instead_of: None for one in given if one.instead_of and one.instead_of not in typed.settings})
     convert_settings(parser, described)
 
 
@@ -152,7 +154,8 @@ def convert_settings(parser: ConfigParser, described: Mapping[str, Setting]) -> 
     )  # what lacks comes last
     _put(parser, {name: described[name].kind.checked(name, config[name]) for name in plain})
     used = reached(config)
-    for name in [name for name in references if name in used]:
+    # one that refers to another refers to all that the other does: what is referred to is checked first
+    for name in sorted(used.intersection(references), key=lambda name: (len(reached(config, [name])), name)):
         value = parser.get_parsed_content(name)
         converted = described[name].kind.checked(name, value)
         if _differ(converted, value):

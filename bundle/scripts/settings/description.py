@@ -6,7 +6,7 @@ Defaults stand in the config files alone, since overlays change them. `check_set
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .choices import ENCODINGS, PROCESSES, SOLVERS, SPACINGS, TRAINING_TIMES, WRITERS
 from .kinds import (
@@ -43,11 +43,12 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its kind, what it does in one sentence, and its unit."""
+    """One setting: its kind, what it does in one sentence, its unit, and the setting that is null where this is typed."""
 
     kind: Kind
     sentence: str
     unit: str = ""
+    instead_of: str = ""
 
 
 _GRID = sides(1, 4096)
@@ -163,8 +164,12 @@ _SAMPLE = {
     "grid": Setting(maybe(_GRID), "of the volumes, along x, y, z; null: that of the weights", "voxels"),
     "num_inference_steps": Setting(whole(1, 1000), "network calls per volume; heun takes a multiple of 2, rk4 of 4"),
     "solver": Setting(choice(*SOLVERS), "how a step is taken, see docs/sampling.md"),
-    "predictor_ratio": Setting(maybe(number(1)), "p of Algorithm 1; 1: no noise is injected; null: the solver's own"),
-    "eta": Setting(maybe(_SHARE), "instead of p; 0: no noise, 1: the noise of the ancestral sampler"),
+    "predictor_ratio": Setting(
+        maybe(number(1)), "p of Algorithm 1; 1: no noise is injected; null: the solver's own", instead_of="eta"
+    ),
+    "eta": Setting(
+        maybe(_SHARE), "instead of p; 0: no noise, 1: the noise of the ancestral sampler", instead_of="predictor_ratio"
+    ),
     "spacing": Setting(choice(*SPACINGS), "of the steps' times"),
     "prediction": Setting(maybe(choice("noise")), "null: all that the network predicts; noise: that alone (Eq. 7-8)"),
     "process_name": Setting(maybe(choice(*PROCESSES)), "null: that of the weights; another one is refused"),
@@ -188,7 +193,8 @@ _SAMPLE = {
 
 def _values(name: str) -> Setting:
     """Several values of a setting of inference.yaml, each of which is sampled."""
-    return Setting(several(_SAMPLE[name].kind), f"each in turn: {_SAMPLE[name].sentence}", _SAMPLE[name].unit)
+    one = _SAMPLE[name]
+    return replace(one, kind=several(one.kind), sentence=f"each in turn: {one.sentence}")
 
 
 _EVALUATE = {

@@ -21,10 +21,10 @@ def described_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
     return {name: setting for name, setting in described.items() if name in config}
 
 
-def reached(config: Mapping[str, Any]) -> set[str]:
-    """Names at the top of a config that its run refers to, over any number of others."""
+def reached(config: Mapping[str, Any], start: Iterable[str] = RUN_IDS) -> set[str]:
+    """Names at the top of a config that its run, or another start, refers to, over any number of others; itself too."""
     found: set[str] = set()
-    waiting = [name for name in RUN_IDS if name in config]
+    waiting = [name for name in start if name in config]
     while waiting:
         name = waiting.pop()
         if name not in found and name in config:

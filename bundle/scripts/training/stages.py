@@ -42,7 +42,7 @@ def start_from(ckpt_path: Union[None, str, Path], setting: str, process: Optiona
     """
     if ckpt_path is None or (setting == "local_ckpt" and not Path(ckpt_path).is_file()):
         raise ValueError(_NEEDED[setting].format(ckpt_path))
-    card = read_card(ckpt_path, required=["data"])
+    card = read_card(ckpt_path, required=["data", "process"])
     for name, value in (process or {}).items():
         if card.process.get(name, None if name == "name" else value) != value:
             what = "the process" if name == "name" else name

@@ -98,6 +98,7 @@ def prepare_dataset(
     _require_apart(_folders_met(findings, places), written)
     if mapping_file is not None:
         require_own(mapping_file, ",".join(MAPPING_COLUMNS), "mapping_file")
+        require_writable(Path(mapping_file).absolute().parent, "the folder of mapping_file,")
     require_writable(folder, "dataset_dir")
     if idist.get_rank() == 0:
         hold(folder, "dataset_dir")
