@@ -38,6 +38,8 @@ TINY = {
     "train_global": {"depth": 3},
     "train_wavelet": {"channels": 32, "multipliers": [1, 2], "grid": [16, 16, 16]},
     "train_gan": {"channels": 16, "latent_size": 8, "grid": [32, 32, 32]},
+    "train_autoencoder": {"channels": 16, "factor": 2, "num_codes": 32, "discriminator_start": 1, "grid": [16, 16, 16]},
+    "train_latent": {"channels": 8, "multipliers": [1, 2]},
     "ddpm_sampler": {"num_inference_steps": 2},
     "train_high_resolution": {**HIGH, "max_epochs": 1},
     "inference": {"num_inference_steps": 2, "num_samples": 2},

@@ -90,7 +90,7 @@ def test_names_to_choose_from_are_those_that_there_are():
         "SPACINGS": SPACINGS,
         "PROCESSES": PROCESSES,
         "TRAINING_TIMES": TRAINING_TIMES,
-        "ENCODINGS": SPACES,
+        "ENCODINGS": (*SPACES, "latents"),
     }
     for name, names in {**there, "WRITERS": WRITERS}.items():
         assert getattr(choices, name) == tuple(names)

@@ -14,7 +14,7 @@ NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 MARKS = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())[f"{MARK}{name}"] for name in NAMES}
 GOOD = [
     ["train"], ["train", "train_global"], ["train", "finetune"], ["train", "train_new_local"],
-    ["train", "train_wavelet"], ["train", "train_gan"], ["inference", "ddpm_sampler"],
+    ["train", "train_wavelet"], ["train", "train_gan"], ["train", "train_autoencoder"], ["train", "train_latent"], ["inference", "ddpm_sampler"],
     ["train", "train_high_resolution"], ["train", "train_high_resolution", "finetune_high_resolution"],
     ["train", "train_global", "flow_matching", "paper_128", "mlflow", "multi_gpu"], ["train", "paper_128"],
     ["train", "finetune", "flow_matching"], ["inference", "flow_matching", "multi_gpu"],

@@ -112,5 +112,8 @@ SPACES: dict[str, type[HUWindow]] = {space.encoding: space for space in (HUWindo
 
 
 def build_space(encoding: str, hu_window: Sequence[float]) -> HUWindow:
-    """The space of a network by what it sees of volumes, one of `SPACES`, and its window."""
+    """The space of a network by what it sees of volumes, one of `SPACES`, and its window; ValueError for latents, which an
+    autoencoder makes."""
+    if encoding not in SPACES:
+        raise ValueError(f"encoding {encoding} needs an autoencoder: see docs/baselines.md")
     return SPACES[encoding](*hu_window)

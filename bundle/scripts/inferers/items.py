@@ -58,6 +58,10 @@ def check_weights(card: Card, grid: Sequence[int], allow_stage_1: bool = False) 
     Raises:
         ValueError: in one line, when the network has no transformer.
     """
+    if card.kind == "vq_gan":
+        raise ValueError(
+            "these are weights of an autoencoder, which draws nothing: train train_latent.yaml and sample its latent.pt"
+        )
     if not allow_stage_1 and is_stage_1(card.network):
         raise ValueError(
             "these are weights of stage 1, which draw noise without anatomy: train stage 2 and sample its model.pt, or "

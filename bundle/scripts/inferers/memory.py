@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_iter
 from ..hardware import DRIVER_GB, GB
 from ..networks.base import DenoisingNetwork
 from ..networks.card import Card
+from ..networks.checkpoint import space_of
 from ..networks.guidance import Guidance, Guided
 from ..networks.kinds import build_network
 from ..networks.local_denoiser import LocalDenoiser
@@ -179,7 +180,7 @@ def memory_plan(
     sides = sides_of(grid, card.data.grid)
     fast = uses_bf16(usable_device(device), bf16)
     peak, limit = math.inf, USABLE * memory_gb - DRIVER_GB
-    sampling = Sampling(card.network, fast, num_calls, guided, card.data.space)
+    sampling = Sampling(card.network, fast, num_calls, guided, space_of(card))
     # whole volumes come first, then ever smaller chunks, and of these the largest batch
     for chunk in (0, *CHUNKS) if chunk_tokens is None else (chunk_tokens,):
         batches = BATCHES if batch_size is None else (batch_size,)

@@ -12,6 +12,7 @@ from ignite.engine import Engine
 
 from ..hardware import CPU_ONLY, GB, PROGRAM, device_name, idle_gpu, resident_bytes, tell_needs
 from ..networks.card import Card
+from ..networks.checkpoint import space_of
 from ..output import VolumeStore
 from ..words import count, duration
 from .generator import DiffusionGenerator
@@ -136,9 +137,7 @@ def end_plan(
     """
     batch, chunk = memory["batch_size"], memory["chunk_tokens"]
     held = resident_bytes()
-    peak = Sampling(
-        card.network, precision == "bf16", num_calls, guided, card.data.space if card.data else None
-    ).peak_gb(grid, batch, chunk)
+    peak = Sampling(card.network, precision == "bf16", num_calls, guided, space_of(card)).peak_gb(grid, batch, chunk)
     tell_needs(
         device, {"weights and activations": peak * GB}, {PROGRAM: held}, store.most_bytes(math.prod(grid)), store.folder
     )

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ..data.intensity import HU, PAPER_COMPAT
 from ..files import PathLike, sha256_of
 from ..schedulers import build_scheduler
-from ..spaces import SPACES, HUWindow, build_space
+from ..settings.choices import ENCODINGS
+from ..spaces import HUWindow, build_space
 from .kinds import build_network, kind_of, override_settings
 
 SCHEMA = 1  # of the JSON; files without a number are of the first versions, and still read
@@ -43,14 +44,14 @@ _Value = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 class Seen(BaseModel):
     """What a network sees of a volume: 'grid' in voxels, 'field_of_view_mm', 'hu_window', 'intensity', and as what, one of
-    `SPACES`."""
+    `ENCODINGS`."""
 
     model_config = ConfigDict(strict=True, frozen=True)
     grid: Annotated[list[_Side], Field(min_length=3, max_length=3), BeforeValidator(_three)]
     field_of_view_mm: Union[_Length, Annotated[list[_Length], Field(min_length=3, max_length=3)]]
     hu_window: Annotated[list[_Value], Field(min_length=2, max_length=2), AfterValidator(_ascending)]
     intensity: Literal[HU, PAPER_COMPAT] = HU  # type: ignore[valid-type]
-    encoding: Literal[tuple(SPACES)] = "voxels"  # type: ignore[valid-type]
+    encoding: Literal[ENCODINGS] = "voxels"  # type: ignore[valid-type]
 
     @property
     def sizes_mm(self) -> list[float]:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from ..errors import require_writable
 from ..files import PathLike, remove_leftovers, whole_file, write_json
 from ..overlap import check_places
+from ..spaces import Space
 from .base import DenoisingNetwork
 from .card import SCHEMA, Card, description_path, read_card, require_free, weights_file
 from .guidance import guidance_of
 from .kinds import override_settings
+from .latent_unet import LatentSpace
 
 CHANGE_NO_WEIGHT = {"attention": "auto", "chunk_tokens": 0, "activation_checkpointing": False}  # settings of a network
 TIME_LAYERS = {"time", "time_head", "modulation", "final_modulation"}  # parts of the names of what sees the time alone
@@ -156,11 +158,19 @@ def load_network(card: Card, **overrides: Any) -> Any:
     return network
 
 
+def space_of(card: Card, device: Any = "cpu") -> Space:
+    """What encodes volumes for a network, with weights of its own where it has some, which stay in float32."""
+    assert card.data is not None
+    if card.data.encoding != LatentSpace.encoding:
+        return card.data.space
+    return LatentSpace(card.data.hu_window, load_network(card).autoencoder).to(device)
+
+
 def _require_sizes_of(settings: dict, state: dict[str, Any]) -> None:
     """Refuses numbers that are no sizes of the weights: to build so many layers would take hours."""
     most = max([len(state), *(side for value in state.values() for side in getattr(value, "shape", ()))])
     for name, value in settings.items():
-        if name == "backbone":
+        if name in ("backbone", "autoencoder"):
             _require_sizes_of(value, state)
         elif isinstance(value, (int, float)) and not 0 <= value <= (math.inf if name == "chunk_tokens" else most):
             raise ValueError(f"{name} is {value}, beyond what the weights hold")

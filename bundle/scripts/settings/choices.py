@@ -3,6 +3,6 @@
 SOLVERS = ("predictor_corrector", "euler", "heun", "rk4", "adams_bashforth", "ddim", "multistep", "dpm_solver")
 SPACINGS = ("uniform", "quadratic", "two_sided")
 PROCESSES = ("cosine_sine", "flow_matching", "ddpm_linear", "ddpm_cosine", "direct")
-ENCODINGS = ("voxels", "haar")
+ENCODINGS = ("voxels", "haar", "latents")
 TRAINING_TIMES = ("uniform", "logit_normal")
 WRITERS = ("nifti", "preview", "view", "dicom")

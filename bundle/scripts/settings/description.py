@@ -311,6 +311,20 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "multipliers": Setting(several(whole(1, 64)), "features of each level over those of the first"),
         "local_window": _NO_WINDOW,
     },
+    "train_autoencoder": {
+        "factor": Setting(whole(2, 16), "voxels along one latent: 2, 4, 8 or 16"),
+        "channels": Setting(whole(16, 4096), "features at the full grid, a multiple of 16"),
+        "num_codes": Setting(whole(2, MILLION), "of the codebook; about a quarter of a batch's latents"),
+        "discriminator_start": Setting(whole(0, 1000 * MILLION), "before the discriminators play", "steps"),
+        "perceptual": Setting(COMPONENT, "distance of two slices, such as LPIPS"),
+        "local_window": _NO_WINDOW,
+    },
+    "train_latent": {
+        "autoencoder_ckpt": Setting(FILE, "weights of the autoencoder"),
+        "channels": Setting(whole(8, 4096), "features of the first level, a multiple of 8"),
+        "multipliers": Setting(several(whole(1, 64)), "features of each level over those of the first"),
+        "local_window": _NO_WINDOW,
+    },
     "train_gan": {
         "channels": Setting(whole(16, 4096), "c, a multiple of 16; the features are 16c at 4³"),
         "latent_size": Setting(whole(1, 65_536), "numbers that a volume is drawn from"),

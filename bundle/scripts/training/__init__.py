@@ -27,11 +27,13 @@ from .objectives import (
 )
 from .opening import TrainingStep, end_plan, require_memory, tell_data, tell_time, tell_weights
 from .pictures import TrainingPictures
+from .reconstruction import HeldOutReconstruction, Reconstructing, new_discriminators
 from .stages import (
     finetuned_network,
     global_stage,
     high_resolution_grid,
     high_resolution_network,
+    latent_network,
     new_local_denoiser,
     new_network,
     parameters_to_train,

@@ -25,6 +25,7 @@ STARTED_ON = {
     "local_sha256": "stage 1 than local.pt",
     "residual_sha256": "transformer than that of residual_ckpt",
     "backbone_sha256": "backbone than backbone_ckpt",
+    "autoencoder_sha256": "autoencoder than autoencoder_ckpt",
     "finetune_sha256": "start than finetune_from",
 }
 

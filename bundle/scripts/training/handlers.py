@@ -122,6 +122,8 @@ class AveragedWeights(EMAHandler):
     def _update_ema_model(self, engine: Engine, name: str) -> None:
         momentum = max(self.momentum, 9 / (engine.state.iteration + 9))
         torch._foreach_lerp_(list(self.ema_model.parameters()), list(self.model.parameters()), momentum)
+        for average, own in zip(self.ema_model.buffers(), self.model.buffers()):
+            average.copy_(own)
 
 
 class EpochSeed:

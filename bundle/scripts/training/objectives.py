@@ -109,6 +109,7 @@ class Denoising(Objective):
         space: of the network.
         bf16: the network under autocast in bfloat16; None where the device is faster with it.
         compile: the network through torch.compile.
+        loss: 'mse', or 'l1' for the mean absolute error.
     """
 
     called = "predict"  # the method that calls the network
@@ -120,8 +121,10 @@ class Denoising(Objective):
         space: Space,
         bf16: Optional[bool] = None,
         compile: bool = False,
+        loss: str = "mse",
     ) -> None:
         super().__init__()
+        self.error = {"mse": F.mse_loss, "l1": F.l1_loss}[loss]
         self.network, self.process, self.space, self.bf16 = network, process, space, bf16
         self.terms = process.predictions
         if isinstance(network, DenoisingNetwork):
@@ -150,9 +153,9 @@ class Denoising(Objective):
         return self.network(noisy, times)
 
     def named(self, prediction: Tensor, target: Tensor) -> Terms:
-        """Mean squared error of each prediction of the process, which are chunks of the channels."""
+        """The error of each prediction of the process, which are chunks of the channels."""
         pairs = zip(*(one.float().chunk(len(self.process.predictions), dim=1) for one in (prediction, target)))
-        return {name: F.mse_loss(*pair) for name, pair in zip(self.process.predictions, pairs)}
+        return {name: self.error(*pair) for name, pair in zip(self.process.predictions, pairs)}
 
 
 class LocalDenoising(Denoising):

@@ -15,6 +15,7 @@ from ..networks.card import Card, Seen, read_card
 from ..networks.checkpoint import load_network, load_strictly, load_tensors
 from ..networks.high_resolution import HighResolutionPRDiT, build_high_resolution
 from ..networks.kinds import build_network, override_settings
+from ..networks.latent_unet import LatentDiffusion
 from ..networks.layers import check_patches, check_reflection, token_grid
 from ..networks.prdit import PRDiT, build_prdit, built_if_it_fits
 
@@ -25,6 +26,7 @@ _NEEDED = {
     "local_ckpt": "stage 2 needs stage 1's weights at {}: train stage 1 with the same ckpt_dir first",
     "residual_ckpt": "a new local denoiser needs residual_ckpt, the weights whose transformer stays",
     "finetune_from": "fine-tuning needs finetune_from, the weights to start from",
+    "autoencoder_ckpt": "latents need their autoencoder at {}: train train_autoencoder.yaml with the same ckpt_dir first",
     "backbone_ckpt": "high resolution needs backbone_ckpt, the weights of the lower grid",
 }
 
@@ -40,7 +42,7 @@ def start_from(ckpt_path: Union[None, str, Path], setting: str, process: Optiona
     Raises:
         ValueError: in one line, when they are missing, or were trained with another process.
     """
-    if ckpt_path is None or (setting == "local_ckpt" and not Path(ckpt_path).is_file()):
+    if ckpt_path is None or (setting in ("local_ckpt", "autoencoder_ckpt") and not Path(ckpt_path).is_file()):
         raise ValueError(_NEEDED[setting].format(ckpt_path))
     card = read_card(ckpt_path, required=["data", "process"])
     for name, value in (process or {}).items():
@@ -99,10 +101,8 @@ def new_network(device: Device = "cpu", **settings: Any) -> Any:
 def finetuned_network(start: Card, device: Device = "cpu", **settings: Any) -> Any:
     """Trained weights of any kind that a process denoises with, all of them to be trained on; settings are those that change
     no weight. ValueError in one line for a GAN, whose discriminator is not among its weights."""
-    if start.kind == "ha_gan":
-        raise ValueError(
-            f"{start.path} is the generator of a GAN, which cannot be trained on without its discriminator"
-        )
+    if start.kind in ("ha_gan", "vq_gan"):
+        raise ValueError(f"{start.path} is of a GAN, which cannot be trained on without its discriminator")
     return load_network(start, **settings).to(device)
 
 
@@ -151,6 +151,19 @@ def new_local_denoiser(start: Card, device: Device = "cpu", **settings: Any) -> 
     load_strictly(frozen, state, start.path)
     frozen.requires_grad_(False)
     return network.to(device)
+
+
+def latent_network(start: Card, channels: int, multipliers: Sequence[int], device: Device = "cpu") -> LatentDiffusion:
+    """A new network of latents on a frozen autoencoder.
+
+    Raises:
+        ValueError: in one line, when the weights are of no autoencoder, or sizes do not fit.
+    """
+    if start.kind != "vq_gan":
+        raise ValueError(
+            f"{start.path} holds a network of the kind {start.kind}; autoencoder_ckpt needs an autoencoder"
+        )
+    return LatentDiffusion(load_network(start), channels, multipliers).to(device)
 
 
 def _sizes(start: Card, **settings: Any) -> dict[str, Any]:
