@@ -2,7 +2,7 @@
 
     python benchmarks/parametrization.py --work_dir DIR
 
-Trains both stages with each, same seeds, same steps, samples the same seeds, and prints one table.
+Trains both stages with each, same seeds, same steps, samples the same seeds by the paper's sampler with 50 calls, and prints one table.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
         bundle("training", ["train"], max_epochs=args.local_epochs, **shared)
         bundle("training", ["train", "train_global"], max_epochs=args.global_epochs, **shared)
         sampled = {"ckpt_path": folder / "model.pt", "output_dir": folder / "out", "num_samples": args.num_samples}
-        bundle("run", ["inference"], batch_size=8, num_inference_steps=50, overwrite=True, **sampled)
+        bundle("run", ["inference", "paper_sampler"], batch_size=8, num_inference_steps=50, overwrite=True, **sampled)
         with open(folder / "model_losses.csv") as file:
             validated = [row for row in csv.DictReader(file) if row["val_loss"]][-1]
         losses = {f"validation {term}": float(validated[f"val_{term}"]) for term in ("noise", "signal")}

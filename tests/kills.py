@@ -23,7 +23,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("bundle", "tests", "tools")]
 
-from bundle_runs import DATA, run, training  # noqa: E402
+from bundle_runs import DATA, bytes_of, run, training  # noqa: E402
 from review_studies import answer, make_study, score, write_answers  # noqa: E402
 
 from scripts.data import chest_phantom  # noqa: E402
@@ -188,7 +188,7 @@ def in_child(action, folder, kill_at=0):
 def contents(folder):
     """All files but TensorBoard's, which hold times; leftovers and locks included."""
     paths = [path for path in folder.rglob("*") if path.is_file() and "logs" not in path.parts]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    return {str(path.relative_to(folder)): bytes_of(path) for path in paths}
 
 
 def kill_all(command, work, every=1, first=1):

@@ -109,25 +109,48 @@ def test_a_new_local_denoiser_trains_beside_the_transformer_of_weights(trained, 
         run("training", ["train", "train_new_local"], **settings)
 
 
-def test_the_overlay_of_the_paper(tmp_path):
-    """The stack of the docs at a tiny size: both stages of the paper's network."""
-    keep = (
-        "grid",
-        "num_phantoms",
-        "num_validation_phantoms",
-        "batch_size",
-        "num_validation_times",
-        "device",
-        "ckpt_dir",
-    )
-    for stage in (1, 2):
-        stack, settings = training(stage, tmp_path)
-        settings = {name: settings[name] for name in keep}
-        size = {"hidden_size": 24, "num_heads": 4, "patch_size": 6, "stride": 4} if stage == 1 else {}
-        run("training", [*stack, "paper_128"], **settings, **size, max_epochs=1)
-    network = json.loads((tmp_path / "ckpt" / "model.json").read_text())["network"]
-    assert (network["hidden_size"], network["num_heads"], network["depth"]) == (24, 4, 4)
-    assert network["local_patch_size"] is None and network["local_stride"] is None
+def test_the_recipes_of_the_paper(tmp_path):
+    """At a tiny size: depths that share stage 1, the ablation without it, a refiner on top, and all of that fine-tuned."""
+    keep = ("num_phantoms", "num_validation_phantoms", "batch_size", "num_validation_times", "device")
+    given = {**{name: TINY[name] for name in keep}, "max_steps": 2, "num_pictures": 0}
+    sizes = {"hidden_size": 24, "num_heads": 4, "patch_size": 6, "stride": 4}
+
+    def trained_by(folder, stack, *recipes, **settings):
+        run("training", ["train", *stack, *recipes], **given, ckpt_dir=tmp_path / folder, **settings)
+        name = {"train_high_resolution": "high_resolution", "finetune_high_resolution": "high_resolution_finetuned"}
+        name = name.get(stack[-1], "model") if stack else "local"
+        state = torch.load(tmp_path / folder / f"{name}.pt", weights_only=True)
+        return state, json.loads((tmp_path / folder / f"{name}.json").read_text())
+
+    low = ("paper_128", "paper_64")
+    local, first = trained_by("4L", [], *low, **sizes, grid=[16, 16, 16])
+    shallow, card = trained_by("4L", ["train_global"], *low)
+    assert card["network"]["depth"] == 4 and card["network"]["parametrization"] == "none"
+    assert card["training"]["device_hours_before"] == first["training"]["device_hours"] > 0
+    shared = {"local_ckpt": tmp_path / "4L" / "local.pt", "depth": 8}
+    deep, card = trained_by("8L", ["train_global"], *low, **shared)
+    assert card["network"]["depth"] == 8 and card["local_sha256"] == first["sha256"]
+    for name, value in local.items():
+        assert torch.equal(value, shallow[name]) and torch.equal(value, deep[name])
+    with assert_refused("lr is needed"):  # the paper names none for a depth of 5
+        trained_by("5L", ["train_global"], *low, **{**shared, "depth": 5})
+    alone, card = trained_by("alone", ["train_without_local"], *low, **sizes, grid=[16, 16, 16])
+    assert card["network"]["local_denoiser"] is False and card["network"]["depth"] == 4
+    assert not [name for name in alone if name.startswith("local.")] and set(alone) < set(shallow)
+    refiner = {"refiner_hidden_size": 16, "refiner_patch_size": 6, "refiner_stride": 4}
+    with assert_refused("grid [32, 32, 32] there, [128, 128, 128] here"):
+        trained_by(
+            "up", ["train_high_resolution"], "paper_up_128", **refiner, backbone_ckpt=tmp_path / "8L" / "model.pt"
+        )
+    up = {**refiner, "backbone_ckpt": tmp_path / "alone" / "model.pt", "grid": [32, 32, 32]}
+    frozen, _ = trained_by("up", ["train_high_resolution"], "paper_up_128", "paper_up_256", **up)
+    assert all(torch.equal(value, frozen[f"backbone.{name}"]) for name, value in alone.items())
+    stack = ["train_high_resolution", "finetune_high_resolution"]
+    finetuned, _ = trained_by("up", stack, "paper_finetune_256", grid=[32, 32, 32])
+    assert not all(torch.equal(value, finetuned[name]) for name, value in frozen.items())
+    sampled = {"num_samples": 1, "num_inference_steps": 2, "device": TINY["device"], "writers": ["nifti"]}
+    run("run", ["inference"], ckpt_path=tmp_path / "alone" / "model.pt", output_dir=tmp_path / "out", **sampled)
+    assert (tmp_path / "out" / "seed_000000.nii.gz").is_file()
 
 
 def test_stage_2_without_stage_1(tmp_path):

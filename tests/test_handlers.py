@@ -2,17 +2,24 @@
 
 import csv
 import io
+import json
 import math
+from types import SimpleNamespace
 
+import ignite.distributed as idist
+import numpy as np
 import pytest
 import torch
+from bundle_runs import bytes_of
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, RandFlipd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import build_stage2
 
+import scripts.training.checkpoints
 from scripts.files import release
+from scripts.networks import read_card
 from scripts.training import (
     AveragedWeights,
     EpochSeed,
@@ -240,6 +247,25 @@ def test_a_new_run_continues_the_broken_one(tmp_path):
     assert {(float(row["train_loss"]), float(row["train_noise"])) for row in rows} == {(2.0, 1.0)}
 
 
+def test_hours_of_all_parts_of_a_run_are_with_the_weights(tmp_path, monkeypatch):
+    """Also after its best weights, and with those of the weights below; two devices count twice."""
+    clock = iter(range(0, 10**9, 3600))
+    monkeypatch.setattr(scripts.training.checkpoints, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    hours = []
+    for number_of_losses in (2, 4):
+        run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0, 2.0, 3.0, 4.0][:number_of_losses])
+        hours.append(json.loads((tmp_path / "local.json").read_text())["training"]["device_hours"])
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+    run_with_checkpoints(tmp_path, build_stage2(depth=0), [1.0, 2.0, 3.0, 4.0, 5.0])
+    hours.append(json.loads((tmp_path / "local.json").read_text())["training"]["device_hours"])
+    first, second, third = np.diff([0, *hours])
+    assert first >= 1 and second >= 1 and third >= 2 and third % 2 == 0
+    card = read_card(tmp_path / "local.pt")
+    assert card.device_hours == hours[-1]
+    checkpoint = TrainingCheckpoint("x", "y", None, None, None, None, {}, start=card)
+    assert checkpoint.hours_before == {"device_hours_before": hours[-1]}
+
+
 def test_a_continued_run_keeps_better_weights_of_the_one_before(tmp_path):
     run_with_checkpoints(tmp_path, build_stage2(depth=0), [3.0, 1.0])
     best = (tmp_path / "local.pt").read_bytes()
@@ -278,7 +304,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_continued(tmp_path
     assert aside.read_bytes() == content
     aside.unlink()
     (whole / newest.name).unlink(), newest.unlink()  # the first run stored that it would end with epoch 2
-    left, expected = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (damaged, whole))
+    left, expected = ({path.name: bytes_of(path) for path in folder.iterdir()} for folder in (damaged, whole))
     assert left == expected and "local_checkpoint_epoch=3.pt" in left
 
 

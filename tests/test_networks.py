@@ -260,14 +260,31 @@ def test_skip_loss_is_the_weighted_velocity_loss(make_network, make_volume):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"depth": 0, "chunk_tokens": 5}, {"norm": "rms", "parametrization": "skip", "activation_checkpointing": True}],
-    ids=["plain", "stage 1 in chunks", "rms skip"],
+    [
+        {},
+        {"depth": 0, "chunk_tokens": 5},
+        {"norm": "rms", "parametrization": "skip", "activation_checkpointing": True},
+        {"local_denoiser": False},
+    ],
+    ids=["plain", "stage 1 in chunks", "rms skip", "no local denoiser"],
 )
 def test_torchscript_gives_the_same(make_network, make_volume, settings):
     network, x = make_network(**settings), make_volume(2, 1, 4, 4, 6)
     scripted = torch.jit.script(network)
     torch.testing.assert_close(scripted(x, TIMES), network(x, TIMES), rtol=0, atol=1e-5)
     torch.testing.assert_close(scripted(x), network(x), rtol=0, atol=1e-5)
+
+
+def test_without_a_local_denoiser_the_transformer_is_all(make_network, make_volume):
+    """Its part is what it adds to a local denoiser of the same weights, by both ways to call it."""
+    whole, alone = make_network(), make_network(local_denoiser=False)
+    alone.load_state_dict({name: value for name, value in whole.state_dict().items() if not name.startswith("local.")})
+    x = make_volume(2, 1, 4, 4, 6)
+    local, residual = whole.forward_parts(x, TIMES)
+    torch.testing.assert_close(alone(x, TIMES), residual, rtol=0, atol=1e-6)
+    (call,) = alone.at_times(TIMES[:1], [4, 4, 6])
+    torch.testing.assert_close(call(x), whole.forward_parts(x, TIMES[:1])[1], rtol=0, atol=1e-6)
+    assert local.abs().max() > 0.1 and not alone.forward_parts(x, TIMES)[0].any()
 
 
 # building
@@ -282,6 +299,7 @@ def test_torchscript_gives_the_same(make_network, make_volume, settings):
         ({"local_patch_size": 7, "local_stride": 4}, ["patch_size", "7", "4"]),
         ({"num_heads": 5}, ["hidden_size 24", "num_heads 5"]),
         ({"depth": -1}, ["depth", "-1"]),
+        ({"depth": 0, "local_denoiser": False}, ["local denoiser", "depth of 1 or more"]),
         ({"parametrization": "velocity"}, ["parametrization", "velocity"]),
         ({"norm": "batch"}, ["norm", "batch"]),
         ({"attention": "flash"}, ["attention", "flash"]),

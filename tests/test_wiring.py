@@ -117,14 +117,57 @@ def test_stage_1_refuses_a_grid_that_stage_2_could_not_see(tmp_path):
 # recipes
 
 
+OF_ALL = {"warmup": 0, "flip_prob": 0, "lr_decay_to": 1, "betas": [0.9, 0.999]}
+
+
 @pytest.mark.parametrize(("depth", "rate"), [(4, 9e-5), (8, 6e-5), (12, 4e-5)])
-def test_the_papers_recipe_is_the_papers(depth, rate):
-    """A.9: 6,000 and 8,000 epochs of 916 volumes, 128 a step; the rate of stage 2 follows from the depth."""
-    first = parsed(["train", "paper_128"])
-    assert [first.get_parsed_content(name) for name in ("depth", "lr", "parametrization")] == [0, 1e-4, "none"]
-    second = parsed(["train", "train_global", "paper_128"], depth=depth)
-    assert [second.get_parsed_content(name) for name in ("depth", "lr")] == [depth, rate]
-    for parser, epochs in ((first, 6000), (second, 8000)):
-        assert parser.get_parsed_content("max_steps") == pytest.approx(epochs * 916 / 128, abs=1)
-        same = {"warmup": 0, "flip_prob": 0, "lr_decay_to": 1, "max_grad_norm": 1, "batch_size": 16, "local_window": 0}
+@pytest.mark.parametrize(("over", "grid", "size_mm"), [((), 128, 256), (("rad_128",), 128, 204.8), (("64",), 64, 256)])
+def test_the_papers_recipe_is_the_papers(depth, rate, over, grid, size_mm):
+    """A.9: 6,000 and 8,000 epochs, 16 volumes on each GPU; the rate of stage 2 follows from the depth."""
+    recipe = ["paper_128", *(f"paper_{name}" for name in over)]
+    first, second = parsed(["train", *recipe]), parsed(["train", "train_global", *recipe], depth=depth)
+    expected = {"batch_size": 16, "local_window": 0, "max_grad_norm": 1}
+    seen = {"grid": [grid] * 3, "field_of_view_mm": size_mm}  # which stage 2 takes from stage 1
+    for parser, own in (
+        (first, {"depth": 0, "lr": 1e-4, "parametrization": "none", **seen}),
+        (second, {"depth": depth, "lr": rate}),
+    ):
+        same = {**OF_ALL, **expected, **own}
         assert {name: parser.get_parsed_content(name) for name in same} == same
+    for parser, epochs in ((first, 6000), (second, 8000)):
+        assert steps_in_epochs_of(parser, 57) == 57 * epochs
+
+
+@pytest.mark.parametrize(
+    ("stack", "own"),
+    [
+        (["paper_up_128"], {"grid": [128] * 3, "lr": 6e-5, "batch_size": 8, "max_grad_norm": 1.0, "epochs": 2000}),
+        (["paper_up_128", "paper_up_256"], {"grid": [256] * 3, "lr": 6e-5, "batch_size": 8, "epochs": 2000}),
+        (
+            ["finetune_high_resolution", "paper_finetune_256"],
+            {"grid": [256] * 3, "lr": 1e-6, "batch_size": 2, "max_grad_norm": 0.4, "epochs": 100},
+        ),
+    ],
+)
+def test_the_papers_high_resolution_is_the_papers(stack, own):
+    """A.8.1, on all patches."""
+    parser = parsed(["train", "train_high_resolution", *stack])
+    assert steps_in_epochs_of(parser, 57) == 57 * own.pop("epochs")
+    same = {**OF_ALL, **own, "refiner_window": 0}
+    assert {name: parser.get_parsed_content(name) for name in same} == same
+    if "paper_up_128" in stack:
+        refiner = {
+            "refiner_parametrization": "none",
+            "refiner_patch_size": 12,
+            "refiner_stride": 8,
+            "freeze_backbone": True,
+        }
+        assert {name: parser.get_parsed_content(name) for name in refiner} == refiner
+
+
+def steps_in_epochs_of(parser, batches):
+    """Steps that a recipe trains on a loader of so many batches."""
+    steps = {**parser["max_steps"], "batches": batches}
+    parser["max_steps"] = steps
+    parser.parse(True)
+    return parser.get_parsed_content("max_steps")

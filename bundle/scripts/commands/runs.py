@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from ..settings.reach import described_settings, reached, require_effect
-from .stacks import PROCESSES, STAGE_LAYER, in_order, marks, merged, overlays, recipes
+from .stacks import PROCESSES, STAGE_LAYER, in_order, marks, merged, overlays, recipes, with_bases
 from .table import CONFIGS, Command
 from .typed import Typed, missing, named, nearest
 
@@ -116,7 +116,7 @@ def added_overlays(base: str, typed: Typed) -> list[str]:
     if recipe is not None and recipe not in known:
         there = f"there are {', '.join(known)}" if known else f"there is none for {base}.yaml"
         raise ValueError(f"no recipe {recipe}{nearest(recipe, known) or f'; {there}'}")
-    return [one for one in (recipe, *(others or "").split(",")) if one]
+    return [*(with_bases(recipe, base) if recipe else ()), *(one for one in (others or "").split(",") if one)]
 
 
 def _number(value: Optional[str], setting: str, least: int) -> int:

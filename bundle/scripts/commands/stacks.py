@@ -13,7 +13,7 @@ from .table import CONFIGS
 from .typed import nearest
 
 STAGE_LAYER = 2  # up to it, an overlay says what is trained
-RECIPE_LAYER = 4  # of overlays that hold the settings of a whole experiment
+RECIPE_LAYERS = (4, 5)  # of overlays that hold the settings of a whole experiment, and of overlays of these
 PROCESSES = "multi_gpu"
 
 
@@ -40,7 +40,13 @@ def overlays(base: str) -> list[str]:
 
 def recipes(base: str) -> list[str]:
     """Overlays that hold the settings of a whole experiment."""
-    return [name for name in overlays(base) if marks()[name]["layer"] == RECIPE_LAYER]
+    return [name for name in overlays(base) if marks()[name]["layer"] in RECIPE_LAYERS]
+
+
+def with_bases(name: str, base: str) -> list[str]:
+    """An overlay of a file, and below it the overlays of the file that it lies on."""
+    over = _over(marks()[name])
+    return [name] if base in over else [*with_bases(over[0], base), name]
 
 
 def _over(mark: dict[str, Any]) -> list[str]:

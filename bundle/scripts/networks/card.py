@@ -118,6 +118,13 @@ class Card(BaseModel):
         return int(self.process.get("num_train_timesteps", 1000))
 
     @property
+    def device_hours(self) -> Optional[float]:
+        """That training them took, in all and with the weights that they stand on; None where that was not logged."""
+        training = (self.model_extra or {}).get("training", {})
+        parts = [training.get("device_hours"), training.get("device_hours_before", 0.0)]
+        return None if None in parts else sum(parts)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What belongs to the weights beside the network."""
         return self.model_dump(by_alias=True, exclude_unset=True, exclude={"schema_version", "sha256", "network"})

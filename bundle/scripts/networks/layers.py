@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def zero_init(layer: nn.Linear) -> nn.Linear:
-    """Sets weight and bias to zero, so that a new branch starts as 'no change' (adaLN-Zero, paper section 3.3)."""
+    """Sets weight and bias to zero, so that a new branch starts as 'no change' (adaLN-Zero, paper Tables 9 and 10)."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

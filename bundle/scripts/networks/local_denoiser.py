@@ -1,4 +1,4 @@
-"""Stage 1: an MLP that denoises overlapping 3D patches one by one (paper section 3.2)."""
+"""Stage 1: an MLP that denoises overlapping 3D patches one by one (paper section 3.1)."""
 
 from __future__ import annotations
 
@@ -101,3 +101,22 @@ class LocalDenoiser(nn.Module):
         # the padded volume is not kept while the patches are denoised
         patches = patchify(x if padded else pad_volume(x, self.patch_size, self.stride), self.patch_size, self.stride)
         return unpatchify(self.predict_tokens(patches, modulation), grid, self.stride)
+
+
+class NoLocalDenoiser(nn.Module):
+    """Nothing in the place of stage 1: the network is its transformer alone (paper Table 4, w/o local denoiser)."""
+
+    def __init__(self, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.out_channels, self.patch_size, self.stride, self.halo = out_channels, stride, stride, 0
+
+    def modulations(self, time: Tensor) -> Tensor:
+        """None, (6, B, 0)."""
+        return time.new_zeros(6, time.shape[0], 0)
+
+    def forward(self, x: Tensor, time: Tensor, padded: bool = False) -> Tensor:
+        """Zeros, (B, C_out, D, H, W)."""
+        return self.denoise(x, self.modulations(time), padded)
+
+    def denoise(self, x: Tensor, modulation: Tensor, padded: bool = False) -> Tensor:
+        return x.new_zeros(x.shape[0], self.out_channels, x.shape[2], x.shape[3], x.shape[4])

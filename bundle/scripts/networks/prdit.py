@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..hardware import GB, memory_bytes
 from .base import DenoisingNetwork
 from .kinds import kind
-from .local_denoiser import LocalDenoiser
+from .local_denoiser import LocalDenoiser, NoLocalDenoiser
 from .residual_dit import Guide, ResidualDiT
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,7 +21,7 @@ SIZES = {"XS": (192, 6), "S": (384, 6), "B": (768, 12), "L": (1024, 16), "XL": (
 
 
 class PRDiT(DenoisingNetwork):
-    """Predicts noise and signal of a noisy volume (paper Eq. 2): f(x_t, t) = (noise, signal); or the velocity of
+    """Predicts noise and signal of a noisy volume (paper section 3.2): f(x_t, t) = (noise, signal); or the velocity of
     flow matching, for which `num_predictions` of `build_prdit` is 1.
 
     Args:
@@ -39,7 +39,7 @@ class PRDiT(DenoisingNetwork):
 
     def __init__(
         self,
-        local: LocalDenoiser,
+        local: LocalDenoiser | NoLocalDenoiser,
         residual: Optional[ResidualDiT],
         time_size: int,
         parametrization: str = "none",
@@ -124,6 +124,7 @@ def build_prdit(
     attention: str = "auto",
     activation_checkpointing: bool = False,
     num_predictions: int = 2,
+    local_denoiser: bool = True,
     num_train_timesteps: int = 1000,
 ) -> PRDiT:
     """Builds a PRDiT from plain numbers and words, which are what a checkpoint stores about its network.
@@ -144,6 +145,7 @@ def build_prdit(
         attention: see `Attention`.
         activation_checkpointing: see `ResidualDiT`.
         num_predictions: output channels per channel of the volume: 2 for (noise, signal), 1 for a velocity.
+        local_denoiser: False leaves stage 1 out (paper Table 4).
         num_train_timesteps: T of the process.
 
     Raises:
@@ -161,14 +163,11 @@ def build_prdit(
     if parametrization == "skip" and num_predictions != 2:
         raise ValueError("parametrization 'skip' is for (noise, signal); a velocity network needs 'none'")
     out_channels = num_predictions * in_channels
-    local = LocalDenoiser(
-        in_channels,
-        out_channels,
-        local_patch_size or patch_size,
-        local_stride or stride,
-        hidden_size,
-        norm,
-        chunk_tokens,
+    if not local_denoiser and not depth:
+        raise ValueError("without a local denoiser a network needs a depth of 1 or more")
+    sizes = (local_patch_size or patch_size, local_stride or stride, hidden_size, norm, chunk_tokens)
+    local = (
+        LocalDenoiser(in_channels, out_channels, *sizes) if local_denoiser else NoLocalDenoiser(out_channels, stride)
     )
     residual = None
     if depth:

@@ -1,4 +1,4 @@
-"""Stage 2: a diffusion transformer over all patches that adds the global residual (paper section 3.3)."""
+"""Stage 2: a diffusion transformer over all patches that adds the global residual (paper section 3.2)."""
 
 from __future__ import annotations
 

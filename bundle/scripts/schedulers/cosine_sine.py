@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .path import Path, PathPoint
 
-# Eq. 8 divides by cos(theta): below this it would multiply the network's error by more than 20
+# the signal from the noise (A.6.3) divides by cos(theta): below this it would multiply the network's error by more than 20
 SMALLEST_COS = 0.05
 
 
@@ -50,5 +50,5 @@ class CosineSine(Path):
     def noise_and_signal(self, model_output: Tensor, sample: Tensor, point: PathPoint) -> tuple[Tensor, Tensor]:
         noise, signal = model_output.chunk(2, dim=1)
         if self.prediction == "noise" and point.alpha > SMALLEST_COS:
-            signal = sample.sub(noise, alpha=point.sigma).div_(point.alpha)  # Eq. 8
+            signal = sample.sub(noise, alpha=point.sigma).div_(point.alpha)  # A.6.3
         return noise, signal

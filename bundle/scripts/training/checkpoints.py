@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -13,8 +14,9 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 
-from ..files import hold, release, remove_leftovers, set_aside, write_text
+from ..files import hold, release, remove_leftovers, set_aside, write_json, write_text
 from ..networks.base import DenoisingNetwork
+from ..networks.card import Card
 from ..networks.checkpoint import CHANGE_NO_WEIGHT, load_tensors, save_tensors, save_weights
 from ..networks.kinds import override_settings
 from ..stops import stoppable_engine
@@ -133,6 +135,7 @@ class TrainingCheckpoint:
         computed_in: 'precision' and 'device', see `scripts.inferers.computed_in`; kept for the weights' JSON.
         beside: other networks that continue the run, by name.
         keep_last: the weights are those validated last, not those validated best.
+        start: the weights that the run stands on, whose hours the JSON has beside those of this training.
     """
 
     def __init__(
@@ -151,6 +154,7 @@ class TrainingCheckpoint:
         computed_in: Optional[dict] = None,
         beside: Optional[dict[str, torch.nn.Module]] = None,
         keep_last: bool = False,
+        start: Optional[Card] = None,
     ) -> None:
         self.ckpt_dir, self.name, self.evaluator, self.settings = Path(ckpt_dir), name, evaluator, settings
         self.objects: dict[str, Any] = {
@@ -164,6 +168,8 @@ class TrainingCheckpoint:
         self.validated_on = validated_on or {}
         self.computed_in = [" on ".join(computed_in.values())] if computed_in else []  # of all parts of the run
         self.best_loss = math.inf
+        self.hours_before = {} if start is None else {"device_hours_before": start.device_hours}
+        self.hours, self.started = 0.0, time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -201,6 +207,7 @@ class TrainingCheckpoint:
             # not now: Ignite would take a finished run for one to start anew
             engine.add_event_handler(Events.STARTED, lambda: self.resume(engine, path, state))
         stoppable_engine(engine, lambda: self._progress(engine))
+        engine.add_event_handler(Events.STARTED, self._start_clock, newest is not None)
         if self.enabled:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
@@ -278,6 +285,7 @@ class TrainingCheckpoint:
             return
         state = {name: one.state_dict() for name, one in self.objects.items()}
         save_tensors(state, self.path(engine.state.epoch))
+        self._log_hours()
         _begun(self.ckpt_dir, self.name).unlink(missing_ok=True)
         for path in checkpoints(self.ckpt_dir, self.name)[: -self.keep]:
             path.unlink()
@@ -288,7 +296,32 @@ class TrainingCheckpoint:
         self.save_best(engine)
         if self.best_loss != before or not self.path(engine.state.epoch).exists():
             self.save(engine)
+        self._log_hours()
         release(self.ckpt_dir, self.name)
+
+    def _start_clock(self, continues: bool) -> None:
+        self.started = time.monotonic()
+        if continues:
+            self.hours = self._described().get("training", {}).get("device_hours", 0.0)
+
+    def _described(self) -> dict[str, Any]:
+        """The JSON of the weights so far; empty where there is none that can be read."""
+        try:
+            return json.loads((self.ckpt_dir / f"{self.name}.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+    def _device_hours(self) -> dict[str, Any]:
+        """Hours of all devices together, all parts of the run and its validations included."""
+        hours = self.hours + (time.monotonic() - self.started) * idist.get_world_size() / 3600
+        return {"device_hours": hours, **self.hours_before}
+
+    def _log_hours(self) -> None:
+        """Tells the weights' JSON what the training took until now, though its best weights are of before."""
+        described = self._described()
+        if "training" in described:
+            described["training"] |= self._device_hours()
+            write_json(self.ckpt_dir / f"{self.name}.json", described)
 
     def save_best(self, engine: Engine) -> None:
         if self.evaluator.state.epoch != engine.state.epoch:
@@ -297,7 +330,7 @@ class TrainingCheckpoint:
         if loss < self.best_loss or self.keep_last:
             self.best_loss = loss
             extra: dict[str, Any] = {"epoch": engine.state.epoch, "step": engine.state.iteration, "val_loss": loss}
-            extra["computed_in"] = self.computed_in
+            extra |= {"computed_in": self.computed_in, **self._device_hours()}
             settings = {name: value for name, value in self.settings.items() if value is not None}
             save_weights(self.ema_network, self.ckpt_dir / f"{self.name}.pt", {**settings, "training": extra})
 

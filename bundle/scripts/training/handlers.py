@@ -105,7 +105,7 @@ class LearningRateSchedule:
 class AveragedWeights(EMAHandler):
     """Ignite's average of the weights, which forgets faster while a run is young: decay = min(ema_decay, step / (step + 9)).
 
-    Without that a run shorter than 1 / (1 - decay) steps, 10,000 for the paper's 0.9999, keeps and validates little but its
+    Without that a run shorter than 1 / (1 - decay) steps, 10,000 for 0.9999, keeps and validates little but its
     random first weights. A function of the iteration alone, so it needs no state; Ignite's own warm-up counts its calls
     and would begin anew in a continued run. Frozen weights stay as they are, bit for bit, which Ignite's formula would move
     by rounding.

@@ -44,6 +44,11 @@ def run_length(
     }
 
 
+def steps_of(epochs: int, batches: int) -> int:
+    """Steps of so many epochs of so many batches, for a recipe that counts epochs; a typed `max_steps` replaces it."""
+    return epochs * batches
+
+
 @idist.one_rank_only()
 def tell_length(length: dict[str, int], volumes: int, batch_size: int) -> None:
     """Prints how long the run is, and warns of one that is too short to learn from.

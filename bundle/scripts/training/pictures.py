@@ -18,6 +18,7 @@ from ..data.pictures import LUNG_WINDOW
 from ..files import remove_leftovers, whole_file
 from ..inferers.generator import Item, build_generator
 from ..inferers.inferer import autocast
+from ..inferers.parts import denoised_parts
 from ..networks.guidance import is_stage_1
 from ..networks.high_resolution import HighResolutionPRDiT
 from ..networks.prdit import PRDiT
@@ -95,23 +96,13 @@ class TrainingPictures:
         if hasattr(self.network, "latent_size"):
             return []
         hu = torch.as_tensor(self.evaluator.data_loader.dataset[0]["image"])[None].to(device)  # type: ignore[attr-defined]
-        volume = self.space.encode(hu)
-        noise = self.scheduler.sample_noise(volume.cpu(), [torch.Generator().manual_seed(0)]).to(device)
         rows = []
         for level in NOISE_LEVELS:
-            time = torch.full((1,), float(self.scheduler.path.time(level)), device=device)
-            noisy = self.scheduler.add_noise(volume, noise, time)
-            (point,) = self.scheduler.path.points([level])
-            two = isinstance(self.network, (PRDiT, HighResolutionPRDiT))
-            outputs = self.network.forward_parts(noisy, time) if two else (self.network(noisy, time),)
-            signal, of_first = (
-                self.space.decode(self.scheduler.path.noise_and_signal(output, noisy, point)[1])
-                for output in (sum(part.float() for part in outputs), outputs[0].float())
-            )
-            high = isinstance(self.network, HighResolutionPRDiT)
+            noisy, signal, of_first = denoised_parts(self.network, self.scheduler, self.space, hu, level)
+            high, two = isinstance(self.network, HighResolutionPRDiT), hasattr(self.network, "forward_parts")
             parts = ("upsampled part", "refiner's part") if high else ("local part", "residual part")
             names = ("validation volume", f"noised, u = {level}", "denoised", *(parts if two else ()))
-            shown = (hu, self.space.decode(noisy), signal, of_first, signal - of_first)
+            shown = (hu, noisy, signal, of_first, signal - of_first)
             rows.append([(name, self.coronal(part, name == parts[1])) for name, part in zip(names, shown)])
         return rows
 

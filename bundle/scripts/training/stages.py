@@ -143,7 +143,7 @@ def new_local_denoiser(start: Card, device: Device = "cpu", **settings: Any) -> 
     Raises:
         ValueError: in one line, when the weights have no transformer, or are truncated.
     """
-    network = built_if_it_fits(build_prdit, **_sizes(start, **settings))
+    network = built_if_it_fits(build_prdit, **_sizes(start, **settings, local_denoiser=True))
     if network.residual is None:
         raise ValueError(f"{start.path} has no transformer beside which a new local denoiser could be trained")
     frozen = nn.ModuleDict({"time": network.time, "residual": network.residual})
