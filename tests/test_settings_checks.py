@@ -44,7 +44,7 @@ from scripts.settings.reach import described_settings, reached
 from scripts.spaces import SPACES
 
 ALONE = (
-    "train", "inference", "evaluate", "preprocess", "export", "export_dicom", "import_official", "view", "review", "review_score"
+    "train", "inference", "evaluate", "preprocess", "export", "export_dicom", "import_official", "tables", "view", "review", "review_score"
 )  # fmt: skip
 STACKS = (
     *((name,) for name in ALONE),
@@ -56,6 +56,9 @@ STACKS = (
     ("inference", "ddpm_sampler"),
     ("train", "train_high_resolution"),
     ("train", "train_high_resolution", "finetune_high_resolution"),
+    ("train", "train_without_local", "paper_128", "paper_rad_128"),
+    ("train", "train_high_resolution", "paper_up_128", "paper_up_256"),
+    ("train", "train_high_resolution", "finetune_high_resolution", "paper_finetune_256"),
     ("train", "train_global", "flow_matching", "paper_128", "mlflow", "multi_gpu"),
     ("inference", "inference_high_resolution"),
     ("inference", "paper_sampler"),
@@ -70,6 +73,7 @@ NEEDED = {
     "source_dir",
     "dataset_dir",
     "residual_ckpt",
+    "backbone_ckpt",
     "finetune_from",
     "output_dir",
     "answers",

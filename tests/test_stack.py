@@ -17,10 +17,13 @@ GOOD = [
     ["train", "train_wavelet"], ["train", "train_gan"], ["train", "train_autoencoder"], ["train", "train_latent"], ["inference", "ddpm_sampler"],
     ["train", "train_high_resolution"], ["train", "train_high_resolution", "finetune_high_resolution"],
     ["train", "train_global", "flow_matching", "paper_128", "mlflow", "multi_gpu"], ["train", "paper_128"],
+    ["train", "train_without_local", "paper_128", "paper_64"], ["train", "train_global", "paper_128", "paper_rad_128", "mlflow"],
+    ["train", "train_high_resolution", "paper_up_128", "paper_up_256", "multi_gpu"],
+    ["train", "train_high_resolution", "finetune_high_resolution", "paper_finetune_256"],
     ["train", "finetune", "flow_matching"], ["inference", "flow_matching", "multi_gpu"],
     ["inference", "inference_high_resolution", "paper_sampler", "multi_gpu"], ["evaluate", "wscore", "sampling_sweep"],
     ["evaluate", "totalsegmentator", "sampling_sweep"], ["evaluate", "multi_gpu"], ["preprocess"], ["export"],
-    ["export_dicom"], ["import_official"], ["view"], ["review"], ["review_score"],
+    ["export_dicom"], ["import_official"], ["tables"], ["view"], ["review"], ["review_score"],
 ]  # fmt: skip
 ORDERS = [
     (["train_global", "train"], "train.yaml, train_global.yaml"),

@@ -118,6 +118,13 @@ COMMANDS = {
         short=_EVALUATE,
         instead={"generated_dir": "generated_dirs"},
     ),
+    "tables": Command(
+        "the paper's tables and figures, beside its own numbers",
+        ("tables",),
+        {"models_dir": "MODELS", "output_dir": "OUT"},
+        main=("tables", "figures", "real_dir", "num_samples", "num_seeds", "num_inference_steps", "feature_weights", "device"),
+        short={"real": "real_dir", "table": "tables", "figure": "figures"},
+    ),
     "sweep": Command(
         "samplers and weights compared", ("evaluate", "sampling_sweep"), {"real_dir": "REAL", "output_dir": "OUT"}, short=_EVALUATE
     ),

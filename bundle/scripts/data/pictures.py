@@ -13,6 +13,7 @@ BONE_WINDOW = (-450.0, 1050.0)  # HU
 
 
 WINDOWS = {"soft tissue": MEDIASTINAL_WINDOW, "lung": LUNG_WINDOW, "bone": BONE_WINDOW}
+_NAMED = {**WINDOWS, "-1000 to 1000 HU": (-1000.0, 1000.0)}
 _LARGE, _GAP, _TEXT, _TITLE = 448, 8, 18, 22  # pixels; the last two are heights of letters
 _BARS_MM = (10, 20, 50, 100, 200)
 
@@ -67,8 +68,8 @@ def labelled_picture(
     layout = [("coronal", "lung"), ("sagittal", "soft tissue"), ("axial", "lung"), ("sagittal", "bone")]
     rows = []
     for volume, name in zip(volumes, names):
-        tiles = [_labelled(volume, view, "soft tissue", size_mm, _LARGE) for view in ("coronal", "axial")]
-        four = [_labelled(volume, view, window, size_mm, small) for view, window in layout]
+        tiles = [plane_picture(volume, view, "soft tissue", size_mm, _LARGE) for view in ("coronal", "axial")]
+        four = [plane_picture(volume, view, window, size_mm, small) for view, window in layout]
         beside = stacked([stacked(four[:2], across=True), stacked(four[2:], across=True)])
         rows.append(stacked([*tiles, beside], across=True))
         rows[-1] = stacked([_line(f"{name}: {_grid(volume.shape, size_mm)}", rows[-1].width, _TITLE), rows[-1]])
@@ -81,7 +82,7 @@ def labelled_picture(
 def pair_picture(volume: np.ndarray, size_mm: Sequence[float], pixels: int) -> Image.Image:
     """A coronal and an axial plane (X, Y, Z) in HU, RAS, of a soft tissue window, labelled and side by side."""
     views = ("coronal", "axial")
-    return stacked([_labelled(volume, view, "soft tissue", size_mm, pixels) for view in views], across=True)
+    return stacked([plane_picture(volume, view, "soft tissue", size_mm, pixels) for view in views], across=True)
 
 
 def stacked(pictures: Sequence[Image.Image], across: bool = False) -> Image.Image:
@@ -108,9 +109,9 @@ def _grid(shape: Sequence[int], size_mm: Sequence[float]) -> str:
     return f"{' x '.join(map(str, shape))} voxels of {size} mm"
 
 
-def _labelled(volume: np.ndarray, view: str, window: str, size_mm: Sequence[float], pixels: int) -> Image.Image:
-    """A square picture below a line that says what it is."""
-    picture = Image.fromarray(_framed(_tile(volume, _VIEWS[view], WINDOWS[window], size_mm, pixels), pixels))
+def plane_picture(volume: np.ndarray, view: str, window: str, size_mm: Sequence[float], pixels: int) -> Image.Image:
+    """The middle plane of a volume (X, Y, Z) in HU, RAS, in a square below a line that says what it is."""
+    picture = Image.fromarray(_framed(_tile(volume, _VIEWS[view], _NAMED[window], size_mm, pixels), pixels))
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_TEXT)
     margin, middle, bottom = 8, picture.height // 2, picture.height - 12
     scale = pixels / max(size_mm)

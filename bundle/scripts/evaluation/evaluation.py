@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import Any, Sequence
 
 import ignite.distributed as idist
 import monai
@@ -40,6 +40,7 @@ class Evaluation:
         num_ms_ssim_pairs: of random pairs of volumes per set.
         memorisation_threshold: share of the usual distance below which a volume is flagged.
         num_slices: volumes of each set to show.
+        notes: further warnings of the report.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class Evaluation:
         num_ms_ssim_pairs: int = 100,
         memorisation_threshold: float = 0.5,
         num_slices: int = 3,
+        notes: Sequence[str] = (),
     ) -> None:
+        self.notes = notes
         self.sets, self.store, self.comparison, self.extractor = sets, store, comparison, extractor
         self.transform, self.settings = transform, settings
         self.folder = require_writable(output_dir, "output_dir")
@@ -126,6 +129,7 @@ class Evaluation:
             "settings": {**self.settings, "num_bootstrap": comparison.num_bootstrap, "seed": comparison.seed},
             "warnings": [
                 *([PHANTOMS_ARE_REAL] if self.sets["real"].folder is None else []),
+                *self.notes,
                 *likeness_warnings(distances, properties),
                 *warnings_of(comparison.metrics, records, self.extractor.is_random, self.settings["field_of_view_mm"]),
             ],

@@ -9,6 +9,7 @@ from typing import Any, Mapping, Sequence
 from monai.bundle import ConfigWorkflow
 
 from ..errors import bundle_root, require_writable
+from ..networks.card import read_card
 
 _IN_WORDS = {
     "predictor_ratio": "p = {:g}", "eta": "eta = {:g}", "prediction": "{} alone", "guidance": "guidance {:g}",
@@ -25,9 +26,11 @@ class SamplingSweep:
         num_samples: volumes of each combination, from the same seeds.
         batch_size: of the sampler.
         output_dir: gets a folder for each combination.
+        others: settings of inference.yaml that are the same in all.
 
     Attributes:
         folders: of the combinations, by the name of the checkpoint and the whole sampler.
+        notes: what a reader of the comparison has to know of it.
     """
 
     def __init__(
@@ -37,8 +40,16 @@ class SamplingSweep:
         num_samples: int,
         batch_size: int,
         output_dir: str,
+        **others: Any,
     ) -> None:
         self.folder, self.folders, self._runs = output_dir, dict[str, str](), []
+        cards = {name: read_card(ckpt_path) for name, ckpt_path in checkpoints.items()}
+        self.notes = [
+            f"{name}: its weights predict what is missing from x_t (parametrization skip), so that their noise holds the signal: "
+            "sampling from the noise alone tests nothing here."
+            for name, card in cards.items()
+            if "noise" in samplers.get("prediction", ()) and "skip" in parametrizations(card.network)
+        ]
         for (name, ckpt_path), *values in product(checkpoints.items(), *samplers.values()):
             sampler = dict(zip(samplers, values))
             told = {one: value for one, value in sampler.items() if value is not None}
@@ -47,17 +58,34 @@ class SamplingSweep:
             # all that is asked for: volumes of another seed or number beside these would be measured, too
             folder = "_".join([name, *map(str, told.values()), f"n{num_samples}"])
             self.folders[label] = str(Path(output_dir).absolute() / folder)
-            settings = {**sampler, "ckpt_path": ckpt_path, "num_samples": num_samples, "batch_size": batch_size}
+            settings = {
+                **others,
+                **sampler,
+                "ckpt_path": ckpt_path,
+                "num_samples": num_samples,
+                "batch_size": batch_size,
+            }
             self._runs.append({**settings, "output_dir": self.folders[label]})
 
     def run(self) -> None:
         """Runs inference.yaml for each; volumes that are there already are kept."""
         require_writable(self.folder, "samples_dir")
         for settings in self._runs:
-            config = str(Path(bundle_root()) / "configs" / "inference.yaml")
-            workflow = ConfigWorkflow(config, logging_file=False, workflow_type=None, **settings)
-            workflow.initialize()
-            workflow.run()
+            run_configs("inference", **settings)
+
+
+def run_configs(*names: str, **settings: Any) -> None:
+    """Runs config files of the bundle, in this process, as `python -m monai.bundle run` does."""
+    files = [str(Path(bundle_root()) / "configs" / f"{name}.yaml") for name in names]
+    workflow = ConfigWorkflow(files, logging_file=False, workflow_type=None, **settings)
+    workflow.initialize()
+    workflow.run()
+
+
+def parametrizations(network: Mapping[str, Any]) -> set[str]:
+    """Of a network by its settings, and of those below it."""
+    below = parametrizations(network["backbone"]) if "backbone" in network else set()
+    return {network.get("parametrization", "none"), *below}
 
 
 def sweep_folders(sweep: SamplingSweep) -> dict[str, str]:

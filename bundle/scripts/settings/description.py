@@ -223,6 +223,7 @@ _EVALUATE = {
     "seam_strides": Setting(several(whole(2, 256)), "distances of the patches whose seams are measured", "voxels"),
     "segmenter": Setting(COMPONENT, "of organs; totalsegmentator.yaml sets it"),
     "sampling": Setting(COMPONENT, "makes the volumes before they are looked for; sampling_sweep.yaml sets it"),
+    "notes": Setting(several(TEXT, 0), "what a reader of the report has to know; sampling_sweep.yaml sets it"),
     "num_bootstrap": Setting(whole(2, MILLION), "draws of the set for the intervals"),
     "num_ms_ssim_pairs": Setting(whole(1, MILLION), "pairs of volumes whose likeness is measured"),
     "memorisation_threshold": Setting(
@@ -292,6 +293,35 @@ _REVIEW_SCORE = {
     "seed": Setting(whole(0, 2**32 - 1), "of the bootstrap and of permutations"),
     "output_dir": Setting(FOLDER, "where score.html and score.json are written"),
 }
+
+_TABLES = {
+    "models_dir": Setting(maybe(INPUT_FOLDER), "holds 4L, 8L, 12L, HA-GAN, ...: weights, or folders of volumes"),
+    "real_dir": Setting(maybe(INPUT_FOLDER), "LIDC-IDRI, as evaluate.yaml takes it; null: phantoms"),
+    "rad_models_dir": Setting(maybe(INPUT_FOLDER), "models_dir of RAD-ChestCT"),
+    "rad_real_dir": Setting(maybe(INPUT_FOLDER), "RAD-ChestCT; null: phantoms"),
+    "tables": Setting(several(choice(1, 2, 3, 4, 5, 6, 7, 8, 11), 0), "numbers of the paper's tables"),
+    "figures": Setting(several(choice(4, 5, 7, 8, 9, 10, 11, 15), 0), "numbers of the paper's figures"),
+    "output_dir": Setting(FOLDER, "where tables, figures and samples are written"),
+    "num_samples": Setting(whole(1, 10 * MILLION), "of each seed of sampling", "volumes"),
+    "num_seeds": Setting(whole(1, 1000), "of sampling, over which FID and MMD have a mean and a spread"),
+    "num_inference_steps": _SAMPLE["num_inference_steps"],
+    "sampling_batch_size": Setting(whole(1, 65_536), "at a time", "volumes"),
+    "num_timed": Setting(whole(1, MILLION), "whose sampling is timed, one by one (Table 6)", "volumes"),
+    **{
+        name: _EVALUATE[name]
+        for name in (
+            "max_volumes", "num_phantoms", "grid", "field_of_view_mm", "hu_window", "feature_weights", "bf16",
+            "batch_size", "num_workers", "device",
+        )
+    },
+    "critic_real_section": Setting(choice("training", "validation", "all"), "real volumes of the critics"),
+    "critic_steps": Setting(whole(1, 100 * MILLION), "of each critic", "steps"),
+    "critic_batch_size": Setting(whole(1, 65_536), "real volumes per step, and as many generated ones", "volumes"),
+    "critic_lr": _TRAIN["lr"],
+    "critic_channels": Setting(several(whole(1, 65_536)), "of the critic's levels"),
+    "critic_seeds": Setting(maybe(whole(1, 1000)), "null: the paper's, 3 in Table 1 and 4 in Table 11"),
+    "cache_gb": _TRAIN["cache_gb"],
+}  # fmt: skip
 
 # By the name of the config file; in a stack, later files replace what earlier ones say.
 SETTINGS: dict[str, dict[str, Setting]] = {
@@ -407,6 +437,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "checkpoint_interval": Setting(whole(1, 100 * MILLION), "between checkpoints", "steps"),
         "cache_gb": _TRAIN["cache_gb"],
     },
+    "tables": _TABLES,
     "review": _REVIEW,
     "review_score": _REVIEW_SCORE,
     "sampling_sweep": {
@@ -418,6 +449,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "num_samples": Setting(whole(1, 10 * MILLION), "volumes of each combination, from the same seeds"),
         "sampling_seed": Setting(several(whole(0, LARGEST_SEED)), "of the first volume; several: each in turn"),
         "sampling_batch_size": Setting(whole(1, 65_536), "at a time", "volumes"),
+        "allow_stage_1": _SAMPLE["allow_stage_1"],
         "samples_dir": Setting(FOLDER, "where the volumes are written"),
     },
 }

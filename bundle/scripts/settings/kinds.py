@@ -97,9 +97,9 @@ def lengths(most: float) -> Kind:
     return Kind(Union[length, _list(length, 3, 3)], f"one or three numbers more than 0 and at most {most:g}")
 
 
-def choice(*names: str) -> Kind:
-    """One of a few words."""
-    return Kind(Literal[names], "one of " + ", ".join(names))
+def choice(*names: Union[str, int]) -> Kind:
+    """One of a few words or numbers."""
+    return Kind(Literal[names], "one of " + ", ".join(map(str, names)))
 
 
 def only(value: int, words: str) -> Kind:
