@@ -36,6 +36,7 @@ TINY = {
     "preprocess": {"size": 32, "spacing": 10, "num_workers": 1},
     "train": {**NETWORK, "depth": 0},
     "train_global": {"depth": 3},
+    "paper_128": {"lr": 1.0e-3},  # which knows the paper's depths alone
     "train_wavelet": {"channels": 32, "multipliers": [1, 2], "grid": [16, 16, 16]},
     "train_gan": {"channels": 16, "latent_size": 8, "grid": [32, 32, 32]},
     "train_autoencoder": {"channels": 16, "factor": 2, "num_codes": 32, "discriminator_start": 1, "grid": [16, 16, 16]},
@@ -69,6 +70,8 @@ ELSEWHERE = {  # why a command is not typed here
     "onnx_export": "test_release.py, where onnx is installed",
     "review_score.yaml": "test_review.py, with answers of readers",
     "totalsegmentator.yaml": "test_organs.py, with a stand-in",
+    **dict.fromkeys(["train D M/", "train E R/", "/paper_rad", "/paper_up"], "test_bundle.py trains the recipes"),
+    "prdit tables": "test_tables.py",
 }
 CT_FOLDERS, WEIGHTS = ("source_dir", "beside_dir", "dataset_dir", "real_dir", "generated_dir"), (
     "ckpt_path",

@@ -9,11 +9,13 @@ from typing import Any, Collection, Mapping, NamedTuple, Optional, Sequence
 import yaml
 
 from ..errors import bundle_root
+from ..networks.card import read_card
 from .sweep import SamplingSweep
 
 PAPER = yaml.safe_load(Path(__file__).with_name("paper_tables.yaml").read_text(encoding="utf-8"))
 REAL = "real"  # the row of real volumes
-_WEIGHTS = ("model.pt", "high_resolution.pt")
+_WEIGHTS = ("model.pt", "high_resolution.pt")  # of a folder; else what else is there, but for:
+_NO_MODELS = ("local", "high_resolution_finetuned")
 _SAMPLER = ("solver", "predictor_ratio", "eta", "spacing", "prediction", "guidance")
 
 
@@ -37,7 +39,8 @@ class Place:
         if name == REAL or self.models_dir is None:
             return None
         path = Path(self.models_dir) / name
-        for weights in (path, path.with_name(f"{path.name}.pt"), *(path / one for one in _WEIGHTS)):
+        others = [one.with_suffix(".pt") for one in sorted(path.glob("*.json")) if one.stem not in _NO_MODELS]
+        for weights in (path, path.with_name(f"{path.name}.pt"), *(path / one for one in _WEIGHTS), *others):
             if weights.suffix == ".pt" and weights.is_file():
                 return Model(weights, [])
         folders = [path] if any(path.glob("*.nii*")) else sorted({one.parent for one in path.glob("*/*.nii*")})
@@ -58,8 +61,8 @@ class Place:
         text = PAPER["made_by"].get(
             name, "its own code; {models}/{name} is a folder of its volumes, or of one for each seed"
         )
-        recipe = PAPER["recipes"][self.name]
-        return text.format(real=self.real_dir or "DATA", models=models, recipe=recipe, name=name)
+        facts = {"recipe": PAPER["recipes"][self.name], "size_mm": PAPER["sizes_mm"][self.name], "name": name}
+        return text.format(real=self.real_dir or "DATA", models=models, **facts)
 
 
 def require_some(what: str, rows: Mapping[str, Mapping[str, Any]], places: Collection[Place]) -> list[Place]:
@@ -77,7 +80,7 @@ def require_some(what: str, rows: Mapping[str, Mapping[str, Any]], places: Colle
 
 
 class PaperSampler:
-    """The paper's sampler, for weights of all rows.
+    """The paper's sampler, for weights of all rows; those of rivals have their own.
 
     Args:
         num_samples: volumes of each seed.
@@ -90,26 +93,38 @@ class PaperSampler:
     def __init__(
         self, num_samples: int, num_inference_steps: int, batch_size: int, device: Any, output_dir: str
     ) -> None:
-        config = yaml.safe_load((Path(bundle_root()) / "configs" / "paper_sampler.yaml").read_text(encoding="utf-8"))
-        self.settings = {name: config[name] for name in _SAMPLER} | {"num_inference_steps": num_inference_steps}
+        self.num_inference_steps = num_inference_steps
+        self.settings = self.settings_of("paper_sampler")
         self.num_samples, self.batch_size, self.device, self.folder = num_samples, batch_size, device, output_dir
         self.notes: list[str] = []  # what a reader of what is made of the volumes has to know
 
-    def folders(self, spec: Mapping[str, Any], model: Model, num_seeds: int) -> list[str]:
+    def settings_of(self, overlay: str) -> dict[str, Any]:
+        """What an overlay of inference.yaml says of the sampler."""
+        config = yaml.safe_load((Path(bundle_root()) / "configs" / f"{overlay}.yaml").read_text(encoding="utf-8"))
+        given = {name: config[name] for name in _SAMPLER if name in config}
+        return {**dict.fromkeys(_SAMPLER), "guidance": 0, **given, "num_inference_steps": self.num_inference_steps}
+
+    def folders(self, place: Place, spec: Mapping[str, Any], model: Model, num_seeds: int) -> list[str]:
         """The folders of a row's volumes, one for each seed, sampled where they are missing."""
         if model.weights is None:
             return model.folders[:num_seeds]
-        settings = {**self.settings, **spec.get("sampler", {})}
+        settings = {**self.settings_of(overlay_of(model.weights)), **spec.get("sampler", {})}
         values = {name: [value] for name, value in settings.items()}
         values["seed"] = [index * self.num_samples for index in range(num_seeds)]
         name = spec["model"].removesuffix(".pt").replace("/", "_")
         sweep = SamplingSweep(
-            {name: str(model.weights)}, values, self.num_samples, self.batch_size, self.folder,
+            {name: str(model.weights)}, values, self.num_samples, self.batch_size, str(Path(self.folder) / place.name),
             device=self.device, allow_stage_1=True, writers=["nifti"],
         )  # fmt: skip
         sweep.run()
         self.notes += [note for note in sweep.notes if note not in self.notes]
         return list(sweep.folders.values())
+
+
+def overlay_of(weights: Path) -> str:
+    """The sampler that weights were published with: of DDPM its own, of all others the paper's."""
+    name = read_card(weights).process.get("name", "")
+    return "ddpm_sampler" if name.startswith("ddpm") else "paper_sampler"
 
 
 def sets_of(folders: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -40,7 +40,7 @@ def draw_figure(number: int, place: Place, sampler: PaperSampler, evaluating: Ma
     if "parts" in figure:
         return titled(_parts(place, figure, torch.device(evaluating["device"])), title)
     models, count = place.found(figure["rows"]), figure["volumes"]
-    folders = {row: sampler.folders(figure["rows"][row], model, 1)[0] for row, model in models.items()}
+    folders = {row: sampler.folders(place, figure["rows"][row], model, 1)[0] for row, model in models.items()}
     sets: dict[str, VolumeSet] = {one.name: one for one in generated_sets(None, folders, count)}
     seen = common_grid(sets, evaluating["grid"], evaluating["field_of_view_mm"])
     for row in (row for row, spec in figure["rows"].items() if spec["model"] == REAL):

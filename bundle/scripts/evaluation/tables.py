@@ -17,7 +17,7 @@ from ..hardware import device_name
 from ..inferers.generator import Item
 from ..networks.card import read_card
 from ..words import voxels_in_words
-from .models import PAPER, Model, PaperSampler, Place, require_some, sets_of
+from .models import PAPER, Model, PaperSampler, Place, overlay_of, require_some, sets_of
 from .paper_figures import draw_figure
 from .sweep import run_configs
 
@@ -103,7 +103,9 @@ class Paper:
         if number == 6:
             self.time(models, cells, facts)
         else:
-            folders = {row: self.sampler.folders(rows[row], model, self.num_seeds) for row, model in models.items()}
+            folders = {
+                row: self.sampler.folders(place, rows[row], model, self.num_seeds) for row, model in models.items()
+            }
             name = f"table_{number}_{place.name}"
             scores = {one: factor for one, factor in columns.items() if one.startswith(("FID", "MMD"))}
             if scores:
@@ -211,7 +213,7 @@ class Paper:
         """Of each volume, and where they were made."""
         parser, device = ConfigParser(), self.sampler.device
         parser.read_config(
-            [str(Path(bundle_root()) / "configs" / f"{name}.yaml") for name in ("inference", "paper_sampler")]
+            [str(Path(bundle_root()) / "configs" / f"{name}.yaml") for name in ("inference", overlay_of(weights))]
         )
         steps = self.sampler.settings["num_inference_steps"]
         parser.update({"ckpt_path": str(weights), "device": device, "num_inference_steps": steps})
@@ -241,7 +243,9 @@ def _stated(score: Optional[Mapping[str, Any]]) -> dict[str, Any]:
     if score is None or score["mean"] is None:
         return {"text": "undefined", **(score or {})}
     spread = "" if score["std"] is None else f" ± {score['std']:.{2 if score['std'] < 100 else 3}g}"
-    return {"text": f"{score['mean']:.4g}{spread}", **score}
+    left_out = score.get("num_undefined", 0)
+    counted = f" ({score['num_seeds']} of {score['num_seeds'] + left_out})" if left_out else ""
+    return {"text": f"{score['mean']:.4g}{spread}{counted}", **score}
 
 
 def _grid(table: Mapping[str, Any], names: Sequence[str], found: Optional[Mapping[str, Any]]) -> list[list[str]]:

@@ -21,7 +21,6 @@ from ..inferers.inferer import autocast
 from ..inferers.parts import denoised_parts
 from ..networks.guidance import is_stage_1
 from ..networks.high_resolution import HighResolutionPRDiT
-from ..networks.prdit import PRDiT
 from ..schedulers import DiffusionProcess
 from ..spaces import Space
 
