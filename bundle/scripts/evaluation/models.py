@@ -14,8 +14,8 @@ from .sweep import SamplingSweep
 
 PAPER = yaml.safe_load(Path(__file__).with_name("paper_tables.yaml").read_text(encoding="utf-8"))
 REAL = "real"  # the row of real volumes
-_WEIGHTS = ("model.pt", "high_resolution.pt")  # of a folder; else what else is there, but for:
-_NO_MODELS = ("local", "high_resolution_finetuned")
+_WEIGHTS = ("model.pt", "high_resolution.pt", "latent.pt")  # of a folder; else what else is there, but for:
+_NO_MODELS = ("local", "high_resolution_finetuned", "autoencoder")
 _SAMPLER = ("solver", "predictor_ratio", "eta", "spacing", "prediction", "guidance")
 
 
@@ -58,10 +58,8 @@ class Place:
 
     def how_to_make(self, name: str) -> str:
         models = self.models_dir or "MODELS"
-        text = PAPER["made_by"].get(
-            name, "its own code; {models}/{name} is a folder of its volumes, or of one for each seed"
-        )
-        facts = {"recipe": PAPER["recipes"][self.name], "size_mm": PAPER["sizes_mm"][self.name], "name": name}
+        text = PAPER["made_by"][name]
+        facts = {"recipe": PAPER["recipes"][self.name], "size_mm": PAPER["sizes_mm"][self.name]}
         return text.format(real=self.real_dir or "DATA", models=models, **facts)
 
 
@@ -104,11 +102,17 @@ class PaperSampler:
         given = {name: config[name] for name in _SAMPLER if name in config}
         return {**dict.fromkeys(_SAMPLER), "guidance": 0, **given, "num_inference_steps": self.num_inference_steps}
 
+    def steps_of(self, weights: Path) -> int:
+        """Network calls per volume: no more than the weights have times, and one of a GAN."""
+        card = read_card(weights)
+        return 1 if card.process.get("name") == "direct" else min(self.num_inference_steps, card.num_train_timesteps)
+
     def folders(self, place: Place, spec: Mapping[str, Any], model: Model, num_seeds: int) -> list[str]:
         """The folders of a row's volumes, one for each seed, sampled where they are missing."""
         if model.weights is None:
             return model.folders[:num_seeds]
         settings = {**self.settings_of(overlay_of(model.weights)), **spec.get("sampler", {})}
+        settings["num_inference_steps"] = self.steps_of(model.weights)
         values = {name: [value] for name, value in settings.items()}
         values["seed"] = [index * self.num_samples for index in range(num_seeds)]
         name = spec["model"].removesuffix(".pt").replace("/", "_")

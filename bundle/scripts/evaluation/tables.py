@@ -215,7 +215,7 @@ class Paper:
         parser.read_config(
             [str(Path(bundle_root()) / "configs" / f"{name}.yaml") for name in ("inference", overlay_of(weights))]
         )
-        steps = self.sampler.settings["num_inference_steps"]
+        steps = self.sampler.steps_of(weights)
         parser.update({"ckpt_path": str(weights), "device": device, "num_inference_steps": steps})
         parser.update({"network::num_calls": self.num_timed * steps})
         parser.parse(True)
@@ -225,8 +225,11 @@ class Paper:
             start = time.perf_counter()
             generator.sample([Item(seed)])  # looks at the result, and so waits for the GPU
             seconds.append(time.perf_counter() - start)
-        seen = voxels_in_words(generator.shape[1:], parser.get_parsed_content("card").data.sizes_mm)
-        return seconds[1:], f"{device_name(device)}, {computed_in['precision']}, {seen}"
+        seen = parser.get_parsed_content("card").data
+        return (
+            seconds[1:],
+            f"{device_name(device)}, {computed_in['precision']}, {voxels_in_words(seen.grid, seen.sizes_mm)}",
+        )
 
 
 def _cell(values: Sequence[Optional[float]], factor: float) -> dict[str, Any]:
