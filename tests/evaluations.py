@@ -1,4 +1,4 @@
-"""Evaluations of tiny phantoms with random features: what their tests share."""
+"""Evaluations of tiny phantoms without a feature network: what their tests share."""
 
 import json
 from functools import cache

@@ -27,25 +27,12 @@ from bundle_runs import DATA, bytes_of, run, training  # noqa: E402
 from review_studies import answer, make_study, score, write_answers  # noqa: E402
 
 from scripts.data import chest_phantom  # noqa: E402
-from scripts.metrics.features import NUM_FEATURES  # noqa: E402
 from scripts.networks import build_prdit, save_weights  # noqa: E402
 from scripts.output import save_volume  # noqa: E402
 from scripts.review import study  # noqa: E402
 
 CPU = "$torch.device('cpu')"
 VOLUMES = {"grid": [16, 16, 16], "field_of_view_mm": 320.0, "hu_window": [-1000.0, 1000.0]}
-
-
-class FewFeatures(torch.nn.Module):
-    """In place of a ResNet-50: what is killed is the writing, not the network."""
-
-    label, sha256, is_random, preprocessing = "means", "0" * 64, True, "none"
-
-    def uses_bf16(self, device):
-        return False
-
-    def forward(self, volumes):
-        return torch.nn.functional.adaptive_avg_pool1d(volumes.flatten(1)[:, None], NUM_FEATURES)[:, 0]
 
 
 # commands, each in a folder that holds what `template` made
@@ -94,7 +81,7 @@ COMMANDS = {
     "inference": lambda folder: run("run", ["inference"], ckpt_path=folder / "model.pt", output_dir=folder / "out", num_samples=2, num_inference_steps=2, device=CPU),
     "export": lambda folder: run("run", ["export"], ckpt_path=folder / "model.pt", output_path=folder / "out" / "m.pt"),
     "import_official": lambda folder: run("run", ["import_official"], official_ckpt=DATA / "official_prdit_tiny.pt", ckpt_path=folder / "out" / "m.pt", grid=[8, 8, 8], num_heads=4, norm="layer"),
-    "evaluate": lambda folder: _evaluate(["evaluate"], folder, metrics=["HU"], num_bootstrap=2, num_slices=1, extractor={"_target_": "kills.FewFeatures"}),
+    "evaluate": lambda folder: _evaluate(["evaluate"], folder, metrics=["HU", "FID"], num_bootstrap=2, num_slices=1),
     "wscore": lambda folder: _evaluate(["evaluate", "wscore"], folder, real_section="all", num_steps=2, checkpoint_interval=1, batch_size=2, critic_channels=[2, 4], num_seeds=2, cache_gb=0.1),
     "preprocess": lambda folder: run("run", ["preprocess"], source_dir=folder / "real", dataset_dir=folder / "out", spacing=20.0, size=16, center="volume", salt_file=folder / "key", mapping_file=folder / "map.csv"),
     "pictures": lambda folder: _train(1, folder, num_pictures=1),

@@ -1,4 +1,4 @@
-"""The evaluation as a user runs it, on tiny phantoms with random features."""
+"""The evaluation as a user runs it, on tiny phantoms without a feature network."""
 
 import json
 import shutil
@@ -88,21 +88,21 @@ def test_every_number_has_an_interval_and_a_floor(results):
         assert floor["low"] <= floor["value"] <= floor["high"], metric  # lowest, mean and highest of some splits
         assert np.isfinite([estimate["low"], estimate["high"]]).all(), metric
         assert estimate["low"] < estimate["high"] or estimate["low"] == estimate["value"], metric
-    assert results["features"]["label"] == "random features"
+    assert results["features"]["label"] == "intensity and texture statistics"
     text = " ".join(results["warnings"])
-    assert "Random features" in text and "real (14)" in text and "FID has a bias" in text
+    assert "No trained features" in text and "real (14)" in text and "FID has a bias" in text
     assert results["properties"]["real"]["MS-SSIM"]["note"].startswith("3 pairs")
 
 
 def test_the_headline_says_what_was_measured_and_no_more(results):
     headline = results["headlines"]["generated"]
     assert headline.startswith("In short, generated: ") and "10 volumes only: take 50 or more." in headline
-    assert "3 near copies of training volumes" in headline and "FID" not in headline  # of random features
+    assert "3 near copies of training volumes" in headline and "FID" not in headline  # of untrained features
     bare = {"distances": {"a": {}}, "floor": {"distances": {}}, "memorisation": {}, "properties": {}}
-    bare |= {"features": {"random": True}, "sets": {n: {"num_volumes": 60, "phantoms": False} for n in ("a", "real")}}
+    bare |= {"features": {"trained": False}, "sets": {n: {"num_volumes": 60, "phantoms": False} for n in ("a", "real")}}
     assert headline_of("a", bare) == "In short, a: nothing that a sentence can say was measured."
     far, floor = ({"HU-Wasserstein (HU)": {"value": value}, "FID": {"value": value}} for value in (6.0, 3.0))
-    one = {**bare, "distances": {"a": far}, "floor": {"distances": floor}, "features": {"random": False}}
+    one = {**bare, "distances": {"a": far}, "floor": {"distances": floor}, "features": {"trained": True}}
     assert headline_of("a", one) == "In short, a: HU off by 6.00 HU (floor 3.00), FID off by 6.00 (floor 3.00)."
     near = {**one, "distances": {"a": floor}, "sets": {n: {"num_volumes": 1, "phantoms": True} for n in ("a", "real")}}
     assert headline_of("a", near) == "In short, a: HU and FID as in the phantoms. 1 volume only: take 50 or more."
@@ -165,7 +165,7 @@ def test_the_report_needs_no_network_and_shows_the_numbers(results, planted):
     page = (planted / "report" / "report.html").read_text(encoding="utf-8")
     assert "http://" not in page and "https://" not in page and "<script" not in page
     assert page.count("<svg") == page.count("</svg>") >= 9 and page.count("data:image/png;base64,") == 3
-    assert "copy_mirrored.nii.gz" in page and "random features" in page
+    assert "copy_mirrored.nii.gz" in page and "intensity and texture statistics" in page
     assert f"{results['sets']['real']['sha256']}" in page
 
 
@@ -267,7 +267,7 @@ def test_one_volume_says_which_metrics_need_more(planted, results, tmp_path, cap
         "compares 1 generated volume with 14 real volumes, at 32³ voxels of 10 mm; looks for copies among the same"
     )
     assert second.startswith(
-        f"measures 1 volume (14 are measured already) on {device_name('cpu')}; metrics: all, random"
+        f"measures 1 volume (14 are measured already) on {device_name('cpu')}; metrics: all, intensity"
     )
     assert second.endswith(f"-> {tmp_path / 'r'}/")
     distances = found["distances"]["generated"]
@@ -367,3 +367,34 @@ def test_dots_stand_where_their_numbers_are():
 @pytest.mark.parametrize(("x", "y"), [([1.0], [2.0]), ([], []), ([1.0, 2.0], [0.0, 0.0])])
 def test_plots_of_few_numbers(x, y, log_y):
     assert "nan" not in line_plot({"real": (x, y)}, "x", "y", log_y=log_y)
+
+
+def test_networks_share_a_cache_and_each_is_measured_alone(planted, tmp_path, monkeypatch, capsys):
+    """Astra beside the statistics: what is measured stays, the numbers carry their names, and another network is told."""
+
+    class Stand(torch.nn.Module):
+        label, trained, sha256, geometry, seen = "Astra stand-in", True, "1" * 64, [1], 0
+        preprocessing = "Halved."
+
+        def forward(self, volumes):
+            Stand.seen += len(volumes)
+            return torch.nn.functional.adaptive_avg_pool3d(volumes, 2).flatten(1)
+
+    monkeypatch.setattr("scripts.metrics.features.Astra", Stand)
+    settings = {"real_dir": planted / "real", "generated_dir": planted / "generated", "cache_dir": tmp_path / "cache"}
+    settings["metrics"] = ["FID", "coverage", "memorisation"]
+    alone = evaluate(tmp_path / "a", **settings)
+    (measured,) = (tmp_path / "cache").glob("features_*")
+    times = {path: path.stat().st_mtime_ns for path in measured.glob("*.pt")}
+    both = evaluate(tmp_path / "b", astra=True, **settings)
+    assert Stand.seen == 23 and times == {path: path.stat().st_mtime_ns for path in measured.glob("*.pt")}
+    found = both["distances"]["generated"]
+    assert found["FID"] == alone["distances"]["generated"]["FID"] and found["FID, Astra"]["value"] > 1
+    assert both["meaning"]["FID, Astra"]["of_features"] == "astra" and both["astra"]["label"] == "Astra stand-in"
+    page = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
+    assert "coverage, Astra" in page and "Astra stand-in" in page and "by Astra" in page
+    assert "FID, Astra" in both["headlines"]["generated"] and "astra" in both["memorisation"]["generated"]
+    capsys.readouterr()
+    Stand.sha256 = "2" * 64
+    evaluate(tmp_path / "c", astra=True, **settings)
+    assert Stand.seen == 46 and "holds other features or grids, too (astra_" in capsys.readouterr().out

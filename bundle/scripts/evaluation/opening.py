@@ -46,11 +46,13 @@ def tell_evaluation(
         + (f"; looks for copies among {copied}" if MEMORISATION in metrics["others"] else "")
     )
     there = len({content for one in sets.values() for content in one.hashes}) - len(missing)
-    precision = f" in {'bf16' if extractor.uses_bf16(device) else 'float32'}" if extractor.sha256 else ""
+    made = [one for one in extractor.described.values() if one["sha256"]]
+    precision = f" in {'bf16' if extractor.uses_bf16(device) else 'float32'}"
+    features = " and ".join(one["label"] + (precision if one["trained"] else "") for one in made) or "no features"
     print(
         f"measures {count(len(missing), 'volume')}"
         + (f" ({there} {'is' if there == 1 else 'are'} measured already)" if there else "")
-        + f" on {device_name(device)}; metrics: {', '.join(chosen) if chosen else 'all'}, {extractor.label}{precision}; -> {output_dir}/"
+        + f" on {device_name(device)}; metrics: {', '.join(chosen) if chosen else 'all'}, {features}; -> {output_dir}/"
     )
 
 

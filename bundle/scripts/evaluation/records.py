@@ -17,6 +17,8 @@ from torch import Tensor
 from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, set_aside
 from ..metrics import (
+    ASTRA,
+    FEATURES,
     OrganSegmenter,
     anatomy_sizes,
     gradient_profile,
@@ -28,7 +30,7 @@ from ..networks.checkpoint import load_tensors, save_tensors
 from .volume_sets import VolumeSet
 
 Records = dict[str, Tensor]  # of a set: each entry stacked, (N, ...)
-RECORD_VERSION = 3  # another one where a record's content changes, so that old files are not read
+RECORD_VERSION = 4  # another one where a record's content changes, so that old files are not read
 COARSE_SIDE = 32  # voxels per axis of the volume that is compared with others
 
 
@@ -103,42 +105,64 @@ def _content_hash(record: dict[str, Tensor], path: Path) -> str:
 class RecordStore:
     """Records of volumes in a folder, under the hash of the file and of all that a record depends on.
 
-    One evaluation at a time holds the folder, from the first listing on to `release`.
+    What Astra sees of a volume has a record of its own, so that it is measured, or not, without the rest. One evaluation at
+    a time holds the folder, from the first listing on to `release`.
 
     Args:
         cache_dir: the folder, made if need be.
-        settings: what a record depends on besides the file: grid, window, feature network.
+        settings: what all records depend on besides the file: grid, window.
+        features: what each kind of features depends on, see `FeatureExtractor.settings`.
+        segmenter: settings of the segmenter of organs, if any.
 
     Raises:
         ValueError: in one line, when the folder is not writable.
     """
 
-    def __init__(self, cache_dir: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        cache_dir: str,
+        settings: dict[str, Any],
+        features: Optional[Mapping[str, Any]] = None,
+        segmenter: Optional[dict[str, Any]] = None,
+    ) -> None:
         self.folder = require_writable(cache_dir, "cache_dir")
-        self.settings_text = json.dumps({"record": RECORD_VERSION, **settings}, sort_keys=True)
+        shared = {"record": RECORD_VERSION, **settings}
+        parts: dict[str, Any] = {FEATURES: None, **(features or {})}
+        names = {part: part if one and one["sha256"] else "measures" for part, one in parts.items()}
+        parts[FEATURES] = {"features": parts[FEATURES], "segmenter": segmenter}
+        self.parts = {part: f"{names[part]}_{_hash({**shared, part: one})[:12]}" for part, one in parts.items()}
 
-    def path(self, content_hash: str) -> Path:
-        name = hashlib.sha256((content_hash + self.settings_text).encode()).hexdigest()
-        return self.folder / name[:2] / f"{name}.pt"
+    def path(self, content_hash: str, part: str = FEATURES) -> Path:
+        return self.folder / self.parts[part] / f"{content_hash}.pt"
 
     def missing(self, sets: Sequence[VolumeSet]) -> list[dict[str, Any]]:
-        """Items whose record has still to be made, each content once, with the record's path as 'record'.
+        """Items that lack a record, each content once, with the path of each record that is to be made as 'record_PART'.
 
         Damaged records are set aside and made again.
         """
         if idist.get_rank() == 0:
             hold(self.folder, "cache_dir")
-            remove_leftovers(*self.folder.glob("??"))
-        items = {
-            path: {**item, "record": str(path)}
-            for one in sets
-            for item, content_hash in zip(one.inputs, one.hashes)
-            if load_record(path := self.path(content_hash)) is None
-        }
-        for path in items if idist.get_rank() == 0 else ():
-            if path.is_file():
-                print(f"{path} is damaged and set aside as {set_aside(path).name}; its volume is measured again")
+            remove_leftovers(*self.folder.glob("*_*"))
+            self._tell_others()
+        items: dict[str, dict[str, Any]] = {}
+        for item, content_hash in ((i, h) for one in sets for i, h in zip(one.inputs, one.hashes)):
+            paths = [self.path(content_hash, part) for part in self.parts]
+            lacking = [path if load_record(path) is None else None for path in paths]
+            if any(lacking) and content_hash not in items:
+                names = {f"record_{part}": str(path or "") for part, path in zip(self.parts, lacking)}
+                items[content_hash] = {**item, **names}
+                for path in lacking if idist.get_rank() == 0 else ():
+                    if path is not None and path.is_file():
+                        print(
+                            f"{path} is damaged and set aside as {set_aside(path).name}; its volume is measured again"
+                        )
         return list(items.values())
+
+    def _tell_others(self) -> None:
+        found = [one for part in (FEATURES, ASTRA) for one in self.folder.glob(f"{part}_*") if one.is_dir()]
+        others = [one.name for one in found if one.name not in self.parts.values()]
+        if others:
+            print(f"{self.folder} holds other features or grids, too ({', '.join(others)}): they are kept apart")
 
     def release(self) -> None:
         """Leaves the folder to other runs."""
@@ -146,11 +170,17 @@ class RecordStore:
 
     def load(self, volumes: VolumeSet) -> Records:
         """Records of a set, each entry stacked: (N, ...)."""
-        paths = [self.path(content_hash) for content_hash in volumes.hashes]
-        records = [record for path in paths if (record := load_record(path)) is not None]
-        if len(records) < len(paths):
-            raise ValueError(f"cache_dir {self.folder} was changed by another program during this run; run again")
+        records: list[dict[str, Tensor]] = []
+        for content_hash in volumes.hashes:
+            parts = [load_record(self.path(content_hash, part)) for part in self.parts]
+            if None in parts:
+                raise ValueError(f"cache_dir {self.folder} was changed by another program during this run; run again")
+            records.append({name: value for part in parts if part is not None for name, value in part.items()})
         return {name: torch.stack([record[name] for record in records]) for name in records[0]}
+
+
+def _hash(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 class RecordWriter:
@@ -169,11 +199,16 @@ class RecordWriter:
 
     def write(self, engine: Engine) -> None:
         batch = engine.state.batch
-        for index, (path, features) in enumerate(zip(batch["record"], engine.state.output["pred"])):
-            record = {name: values[index].clone() for name, values in batch["measures"].items()}
-            record["features"] = features.cpu().clone()
-            if self.segmenter is not None:
-                volume = batch["image"][index, 0]
-                spacing = [size / n for size, n in zip(self.field_of_view_mm, volume.shape)]
-                record["organs"] = self.segmenter(volume, spacing)
-            save_record(record, Path(path))
+        for part, features in engine.state.output["pred"].items():
+            for index, path in enumerate(batch[f"record_{part}"]):
+                if path:
+                    record = {part: features[index].cpu().clone()}
+                    save_record(record if part != FEATURES else record | self._measured(batch, index), Path(path))
+
+    def _measured(self, batch: Mapping[str, Any], index: int) -> dict[str, Tensor]:
+        record = {name: values[index].clone() for name, values in batch["measures"].items()}
+        if self.segmenter is not None:
+            volume = batch["image"][index, 0]
+            spacing = [size / n for size, n in zip(self.field_of_view_mm, volume.shape)]
+            record["organs"] = self.segmenter(volume, spacing)
+        return record

@@ -21,7 +21,7 @@ from .volume_sets import VolumeSet
 
 WINDOWS = {"lung": LUNG_WINDOW, "mediastinal": MEDIASTINAL_WINDOW, "bone": BONE_WINDOW}
 OVERVIEW = {
-    "Fidelity": ("FID", "HU-Wasserstein (HU)", "log10 spectrum error"),
+    "Fidelity": ("FID", "FID, Astra", "HU-Wasserstein (HU)", "log10 spectrum error"),
     "Diversity": (LIKENESS, EXCESS_LIKENESS, "recall", "coverage"),
 }
 REPORT_MARK = "<title>Evaluation of generated CT</title>"

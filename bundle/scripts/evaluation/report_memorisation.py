@@ -15,7 +15,7 @@ from .volume_sets import VolumeSet
 
 NUM_WORST = 4
 NUM_LISTED = 20
-SPACES = ("voxels", "features")
+SPACES = {"voxels": "voxels", "features": "features", "astra": "Astra"}
 
 
 def memorised(
@@ -44,7 +44,8 @@ def _nearest(
     volumes: Callable[[str], Dataset],
     size_mm: Sequence[float],
 ) -> dict[str, Any]:
-    order = np.argsort(np.minimum(*(one[space]["ratio"] for space in SPACES))).tolist()
+    spaces = _spaces(one)
+    order = np.argsort(np.min([one[space]["ratio"] for space in spaces], axis=0)).tolist()
     rows = []
     for index in order[:NUM_LISTED]:
         nearest = one[_nearer_space(one, index)]
@@ -53,24 +54,29 @@ def _nearest(
                 "name": sets[name].label(index),
                 "nearest": sets[against].label(nearest["nearest"][index]),
                 "mirrored": nearest["mirrored"][index],
-                "ratios": [one[space]["ratio"][index] for space in SPACES],
+                "ratios": [one[space]["ratio"][index] for space in spaces],
                 "flagged": index in one["flagged"],
             }
         )
-    columns = {space: {against: one[space]["training_ratio"], name: one[space]["ratio"]} for space in SPACES}
+    columns = {space: {against: one[space]["training_ratio"], name: one[space]["ratio"]} for space in spaces}
     return {
         **one,
         "note": "",
         "flagged": len(one["flagged"]),
         "total": len(order),
         "rows": rows,
-        "figures": {space: dot_plot(columns[space], "nearest / usual distance", 0.0) for space in SPACES},
+        "spaces": [SPACES[space] for space in spaces],
+        "figures": {SPACES[space]: dot_plot(columns[space], "nearest / usual distance", 0.0) for space in spaces},
         "worst": _worst(one, volumes(name), volumes(against), size_mm, order[:NUM_WORST]),
     }
 
 
+def _spaces(one: Mapping[str, Any]) -> list[str]:
+    return [space for space in SPACES if space in one]
+
+
 def _nearer_space(one: Mapping[str, Any], index: int) -> str:
-    return min(SPACES, key=lambda space: one[space]["ratio"][index])
+    return min(_spaces(one), key=lambda space: one[space]["ratio"][index])
 
 
 def _worst(

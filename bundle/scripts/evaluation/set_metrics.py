@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..metrics import (
     ANATOMY_NAMES,
+    ASTRA,
+    FEATURES,
     HU_BANDS,
     ORGAN_NAMES,
     SIZE_NAMES,
@@ -43,7 +45,7 @@ class SetMetric:
         better: 'lower' or 'higher', or 'real' for as in the real volumes.
         group: of the report.
         min_volumes: that each set needs.
-        of_features: whether it is made from the features, and so carries their name.
+        of_features: the features that it is made from, and whose label it carries: an entry of records; None for none.
     """
 
     name: str
@@ -52,7 +54,7 @@ class SetMetric:
     better: str
     group: str
     min_volumes: int = 1
-    of_features: bool = False
+    of_features: Optional[str] = None
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -63,28 +65,26 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
     return means.reshape(len(weights), *values.shape[1:])
 
 
-def _fid(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
+def _fid(a: Tensor, u: Tensor, b: Tensor, v: Tensor) -> Tensor:
     rows = 1 + MAX_FID_BOOTSTRAP
-    return fid(a["features"], b["features"], u[:rows], v[:rows])
+    return fid(a, b, u[:rows], v[:rows])
 
 
-def _mmd(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
-    kernel = rbf_kernel(median_bandwidth(b["features"]))
-    return squared_mmd(a["features"], b["features"], kernel, u, v, unbiased=False).clamp(min=0).sqrt()
+def _mmd(a: Tensor, u: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    return squared_mmd(a, b, rbf_kernel(median_bandwidth(b)), u, v, unbiased=False).clamp(min=0).sqrt()
 
 
-def _unbiased_mmd(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
-    kernel = rbf_kernel(median_bandwidth(b["features"]))
-    return squared_mmd(a["features"], b["features"], kernel, u, v)
+def _unbiased_mmd(a: Tensor, u: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    return squared_mmd(a, b, rbf_kernel(median_bandwidth(b)), u, v)
 
 
-def _kid(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
-    return squared_mmd(a["features"], b["features"], cubic_kernel, u, v)
+def _kid(a: Tensor, u: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    return squared_mmd(a, b, cubic_kernel, u, v)
 
 
 def _neighbours(name: str) -> Callable[..., Tensor]:
-    def compute(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
-        scores = neighbour_scores(a["features"], b["features"], NUM_NEIGHBOURS)[name]
+    def compute(a: Tensor, u: Tensor, b: Tensor, v: Tensor) -> Tensor:
+        scores = neighbour_scores(a, b, NUM_NEIGHBOURS)[name]
         return _mean(scores, u if name in ("precision", "density") else v)
 
     return compute
@@ -142,19 +142,35 @@ def _column(entry: str, index: int) -> Callable[..., Tensor]:
     return lambda a, u: _mean(a[entry][:, index], u)
 
 
-def comparison_metrics(hu_window: Sequence[float]) -> list[SetMetric]:
-    """Numbers of a set against the real volumes, in the order of the report."""
+def comparison_metrics(hu_window: Sequence[float], astra: bool = False) -> list[SetMetric]:
+    """Numbers of a set against the real volumes, in the order of the report; those of Astra's features beside the others."""
     low = hu_window[0]
+    listed = [
+        ("FID", _fid, "Fréchet distance", 2),
+        ("MMD", _mmd, "RBF kernel, biased and rooted, as in the paper's tables", 3),
+        ("MMD²", _unbiased_mmd, "RBF kernel, unbiased: around 0 where equal", 3),
+        ("KID", _kid, "cubic kernel, unbiased: around 0 where equal", 2),
+    ]
+    entries = [FEATURES, ASTRA] if astra else [FEATURES]
     metrics = [
-        _of_features("FID", _fid, "Fréchet distance", 2),
-        _of_features("MMD", _mmd, "RBF kernel, biased and rooted, as in the paper's tables", 3),
-        _of_features("MMD²", _unbiased_mmd, "RBF kernel, unbiased: around 0 where equal", 3),
-        _of_features("KID", _kid, "cubic kernel, unbiased: around 0 where equal", 2),
-        SetMetric(EXCESS_LIKENESS, _excess_likeness, "likeness less that of the real volumes", "lower", "diversity", 2),
-        _neighbour_metric("precision", "share of volumes that lie among the real ones"),
-        _neighbour_metric("recall", "share of real volumes that lie among these"),
-        _neighbour_metric("density", f"real balls that hold a volume, over {NUM_NEIGHBOURS}"),
-        _neighbour_metric("coverage", "share of real volumes with one of these near"),
+        _of_features(name, entry, compute, meaning, "lower", "distribution", least)
+        for name, compute, meaning, least in listed
+        for entry in entries
+    ]
+    metrics += [
+        SetMetric(EXCESS_LIKENESS, _excess_likeness, "likeness less that of the real volumes", "lower", "diversity", 2)
+    ]
+    metrics += [
+        _of_features(name, entry, _neighbours(name), meaning, "higher", "diversity", NUM_NEIGHBOURS + 2)
+        for name, meaning in (
+            ("precision", "share of volumes that lie among the real ones"),
+            ("recall", "share of real volumes that lie among these"),
+            ("density", f"real balls that hold a volume, over {NUM_NEIGHBOURS}"),
+            ("coverage", "share of real volumes with one of these near"),
+        )
+        for entry in entries
+    ]
+    metrics += [
         SetMetric("HU-Wasserstein (HU)", _hu_distance(None, low), "between all voxels", "lower", "appearance"),
         SetMetric("log10 spectrum error", _spectrum, "mean over spatial frequencies", "lower", "appearance"),
     ]
@@ -164,12 +180,14 @@ def comparison_metrics(hu_window: Sequence[float]) -> list[SetMetric]:
     ]
 
 
-def _of_features(name: str, compute: Callable[..., Tensor], meaning: str, min_volumes: int) -> SetMetric:
-    return SetMetric(name, compute, meaning, "lower", "distribution", min_volumes, of_features=True)
+def _of_features(
+    name: str, entry: str, compute: Callable[..., Tensor], meaning: str, better: str, group: str, min_volumes: int
+) -> SetMetric:
+    def of_records(a: Records, u: Tensor, b: Records, v: Tensor) -> Tensor:
+        return compute(a[entry], u, b[entry], v)
 
-
-def _neighbour_metric(name: str, meaning: str) -> SetMetric:
-    return SetMetric(name, _neighbours(name), meaning, "higher", "diversity", NUM_NEIGHBOURS + 2, of_features=True)
+    title = name if entry == FEATURES else f"{name}, Astra"
+    return SetMetric(title, of_records, meaning, better, group, min_volumes, of_features=entry)
 
 
 def property_metrics(

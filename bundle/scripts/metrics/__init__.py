@@ -13,7 +13,7 @@ from .appearance import (
 )
 from .distribution import cubic_kernel, fid, frechet_distance, median_bandwidth, rbf_kernel, squared_mmd
 from .diversity import likeness, spread
-from .features import FeatureExtractor
+from .features import ASTRA, FEATURES, FeatureExtractor
 from .neighbours import NearestVolumes, nearest_training_volumes, neighbour_scores
 from .organs import ORGAN_NAMES, OrganSegmenter
 from .resampling import Estimate, bootstrap_weights, estimate, random_halves

@@ -217,8 +217,9 @@ _EVALUATE = {
     "field_of_view_mm": Setting(maybe(_FIELD_OF_VIEW), "goes with grid", "mm"),
     "hu_window": Setting(WINDOW, "HU are clipped to it before anything is measured", "HU"),
     "feature_weights": Setting(
-        maybe(FILE_OR_HUB), "Med3D's weights (resnet_50_23dataset.pth), or hub; null: random features"
+        maybe(FILE_OR_HUB), "Med3D's weights (resnet_50_23dataset.pth), or hub; null: statistics of texture"
     ),
+    "astra": Setting(SWITCH, "features of Astra, a network of chest CT, beside them; pip install .[features]"),
     "bf16": _BF16,
     "seam_strides": Setting(several(whole(2, 256)), "distances of the patches whose seams are measured", "voxels"),
     "segmenter": Setting(COMPONENT, "of organs; totalsegmentator.yaml sets it"),
