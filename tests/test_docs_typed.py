@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 
+import nibabel as nib
 import pytest
 import torch
 from bundle_runs import DATA
@@ -72,6 +73,7 @@ ELSEWHERE = {  # why a command is not typed here
     "totalsegmentator.yaml": "test_organs.py, with a stand-in",
     **dict.fromkeys(["train D M/", "train E R/", "/paper_rad", "/paper_up"], "test_bundle.py trains the recipes"),
     "prdit tables": "test_tables.py",
+    "--astra": "test_evaluation.py, with a stand-in; needs a package of 190 MB",
 }
 CT_FOLDERS, WEIGHTS = ("source_dir", "beside_dir", "dataset_dir", "real_dir", "generated_dir"), (
     "ckpt_path",
@@ -123,6 +125,7 @@ class Folder:
         if positional[0] != "run":
             return tokens
         stack = [path.stem for path in config_stack(given["config_file"])]
+        self.scaled = "intensity" in given
         for name, value in given.items():
             if name in CT_FOLDERS and not (name == "dataset_dir" and "preprocess" in stack):
                 self.make_ct(value)
@@ -154,6 +157,12 @@ class Folder:
             for seed in range(NUM_CT):
                 seed += NUM_CT * sum(name.encode())  # other volumes in each folder
                 volume = chest_phantom(seed, [32] * 3, [320.0] * 3)
+                if self.scaled:
+                    image = nib.Nifti1Image(
+                        (volume.clip(-1000, 1000) + 1000) / 2000, grid_affine([32] * 3, [320.0] * 3)
+                    )
+                    nib.save(image, folder / f"case{seed}.nii.gz")
+                    continue
                 save_volume(volume, grid_affine([32] * 3, [320.0] * 3), folder / f"case{seed}.nii.gz")
 
     def make_weights(self, name):

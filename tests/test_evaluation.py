@@ -398,3 +398,23 @@ def test_networks_share_a_cache_and_each_is_measured_alone(planted, tmp_path, mo
     Stand.sha256 = "2" * 64
     evaluate(tmp_path / "c", astra=True, **settings)
     assert Stand.seen == 46 and "holds other features or grids, too (astra_" in capsys.readouterr().out
+
+
+def test_scaled_folders_are_read_by_their_intensity_and_never_mixed_with_hu(planted, tmp_path):
+    for seed in range(4):
+        volume = phantom(seed).clip(-1000, 1000)
+        for name, scaled in (("unit", (volume + 1000) / 2000), ("signed", volume / 1000)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(scaled, grid_affine(GRID, SIZE_MM)), tmp_path / name / f"{seed}.nii.gz")
+    settings = {"real_dir": tmp_path / "unit", "generated_dirs": {"other": str(tmp_path / "signed")}}
+    settings |= {"cache_dir": tmp_path / "cache", "metrics": ["FID", "HU-Wasserstein (HU)"]}
+    found = evaluate(tmp_path / "r", intensity={"real": "0 to 1", "other": "-1 to 1"}, **settings)
+    assert all(abs(one["value"]) < 1e-2 for one in found["distances"]["other"].values())  # the same volumes
+    for intensity, facts in (
+        ({"real": "0 to 1"}, ["real is paper_compat", "never mixed"]),
+        ({"real": "0 to 1", "other": "0 to 1"}, ["signed", "values are -1 to", "not 0 to 1"]),
+        ({"real": "0 to 1", "theirs": "0 to 1"}, ["intensity names theirs", "real, other"]),
+        ({"real": "0 to 2", "other": "0 to 1"}, ["intensity"]),
+    ):
+        with assert_refused(*facts):
+            evaluate(tmp_path / "r", intensity=intensity, **settings)

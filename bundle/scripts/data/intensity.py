@@ -10,10 +10,27 @@ PAPER_COMPAT_STEP = 1 / 32767  # of the integers in the files
 _LOW, _HIGH = -1000.0, 1000.0  # what stands for 0 and 1 between loading and writing, so that nothing there asks
 
 
+# what volumes of others may be scaled to
+UNIT, SIGNED = "0 to 1", "-1 to 1"
+_RANGES = {PAPER_COMPAT: (0.0, 1.0), UNIT: (0.0, 1.0), SIGNED: (-1.0, 1.0)}
+_TOLERANCE = 0.1  # of the range: networks overshoot
+
+
 def to_hu(values: np.ndarray, intensity: str) -> np.ndarray:
-    """Values of a file as the networks' side takes them: HU, or what stands for HU."""
+    """Values of a file as the networks' side takes them: HU, or what stands for HU.
+
+    Raises:
+        ValueError: in one line, when values are far outside of what they are said to be scaled to.
+    """
     values = np.asanyarray(values)
-    return values * np.float32(_HIGH - _LOW) + np.float32(_LOW) if intensity == PAPER_COMPAT else values
+    if intensity == HU:
+        return values
+    low, high = _RANGES[intensity]
+    lowest, highest, room = float(values.min()), float(values.max()), _TOLERANCE * (high - low)
+    if lowest < low - room or highest > high + room:
+        raise ValueError(f"its values are {lowest:g} to {highest:g}, not {low:g} to {high:g} as its intensity says")
+    scale = (_HIGH - _LOW) / (high - low)
+    return (values - np.float32(low)) * np.float32(scale) + np.float32(_LOW)
 
 
 def from_hu(values: np.ndarray, intensity: str) -> np.ndarray:

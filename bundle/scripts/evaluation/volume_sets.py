@@ -79,8 +79,11 @@ def load_sets(
     real_section: str = "all",
     num_phantoms: int = 64,
     max_volumes: Optional[int] = None,
+    intensity: Optional[Mapping[str, str]] = None,
 ) -> dict[str, VolumeSet]:
     """All sets of an evaluation by name: 'real', 'training' where it is another folder, and the generators'.
+
+    `intensity` says of sets by name that they are scaled, '0 to 1' or '-1 to 1', and no HU; see `real_set` for the rest.
 
     Raises:
         ValueError: in one line, when a folder is missing, empty, given twice, or must not be compared with the others.
@@ -90,9 +93,20 @@ def load_sets(
     if training_dir is not None:
         section = "training" if (Path(training_dir) / "dataset.json").is_file() else "all"
         sets.insert(1, real_set(training_dir, section, role="training"))
+    for name, one in (intensity or {}).items():
+        _set_intensity(name, one, sets)
     check_sets(sets)
     hash_volumes(sets)
     return {one.name: one for one in sets}
+
+
+def _set_intensity(name: str, intensity: str, sets: Sequence[VolumeSet]) -> None:
+    found = {one.name: one for one in sets if one.folder is not None}
+    if name not in found:
+        raise ValueError(f"intensity names {name}, but the folders to compare are {', '.join(found)}")
+    found[name].paper_compat = True
+    for item in found[name].items:
+        item["intensity"] = intensity
 
 
 def real_set(
@@ -189,7 +203,7 @@ def check_sets(sets: Sequence[VolumeSet]) -> None:
                 scaled, plain = (one, other) if one.paper_compat else (other, one)
                 raise ValueError(
                     f"{scaled.name} is paper_compat data (scaled per volume, no HU) and {plain.name} is not: "
-                    "they are never mixed in one number"
+                    "they are never mixed in one number; `intensity` says of folders that they are scaled"
                 )
 
 
@@ -265,6 +279,7 @@ def hash_volumes(sets: Sequence[VolumeSet]) -> None:
             return hashlib.sha256(f"{code} {item['image']}".encode()).hexdigest()
         slices = item["series"].slices if "series" in item else ()
         parts = [sha256_of(file) for file in dict.fromkeys(one.path for one in slices) or [item["image"]]]
+        parts += [item["intensity"]] if "intensity" in item else []  # the same file read otherwise is another volume
         return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
     with ThreadPoolExecutor() as pool:

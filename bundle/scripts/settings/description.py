@@ -205,6 +205,10 @@ _EVALUATE = {
     "generated_dirs": Setting(
         maybe(named(INPUT_FOLDER, "{'ours': 'A', 'other': 'B'}")), "several folders, with a name each"
     ),
+    "intensity": Setting(
+        maybe(named(choice("0 to 1", "-1 to 1"), "{'other': '0 to 1', 'real': '-1 to 1'}")),
+        "what volumes of a set are scaled to that are no HU, as in the published pipelines; null: all are HU",
+    ),
     "training_dir": Setting(
         maybe(INPUT_FOLDER), "what the generator was trained on, to search for copies; null: real_dir"
     ),

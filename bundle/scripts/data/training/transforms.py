@@ -61,9 +61,9 @@ class LoadCTd(MapTransform):
     def _file(self, path: str, item: Mapping[Hashable, Any]) -> MetaTensor:
         try:
             volume = read_dicom(item["series"]) if "series" in item else read_file(path)
+            values = torch.from_numpy(to_hu(volume.as_tensor().float().numpy(), str(item.get("intensity", HU))))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        values = torch.from_numpy(to_hu(volume.as_tensor().float().numpy(), str(item.get("intensity", HU))))
         volume = MetaTensor(values, affine=volume.affine)
         check_hu(volume, path, self.hu_window)
         return _upright(Orientation(axcodes="RAS", labels=None)(volume))
