@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from sampling import forward_flop
 
 from scripts.inferers import has_fast_bf16, inference_network  # `sampling` has made the package known
-from scripts.networks import prdit_preset
+from scripts.networks import build_network, preset_settings
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 CHUNK = 256  # queries
@@ -70,7 +70,7 @@ def attention_shares(dtype: torch.dtype, batch: int, tokens: int, backward: bool
 @torch.no_grad()
 def network_share(dtype: torch.dtype, grid: int) -> float:
     """Share of a matrix product's rate that a call of PRDiT-B/4 reaches."""
-    network = inference_network(prdit_preset("PRDiT-B/4"), "cpu", dtype == torch.bfloat16)
+    network = inference_network(build_network(**preset_settings("PRDiT-B/4")), "cpu", dtype == torch.bfloat16)
     x, moment, square = torch.randn(1, 1, grid, grid, grid), torch.tensor([500.0]), torch.randn(2048, 2048).to(dtype)
     times = least({"network": lambda: network(x, moment), "product": lambda: square @ square}, 2)
     return forward_flop(network.settings, grid) / times["network"] / (2 * 2048**3 / times["product"])

@@ -25,8 +25,7 @@ def test_parts_come_in_order_of_value_within_the_time_there_is():
     assert gpu_check.next_part(content, set(gpu_check.PARTS) - {"recipe"}, 300) == ("recipe", 300)
 
 
-def test_a_part_is_ended_with_its_children_at_its_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check, "GRACE", 0.5)
+def test_a_part_is_ended_with_its_children_at_its_limit(tmp_path):
     log, alive = tmp_path / "log", tmp_path / "alive"
     child = (
         f"import time, pathlib\nwhile True: time.sleep(0.05); pathlib.Path({str(alive)!r}).write_text(str(time.time()))"

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "bundle"), str(ROOT / "benchmarks")]
 
 PIECE = 15_000_000  # bytes of a file of weights that is handed out
-GRACE = 15.0  # seconds that a part has to end in when it is told to
 LEAST = 10.0  # seconds that are worth beginning a part for
 TOLERANCES = {"float32": 1e-4, "tf32": 1e-2, "bf16": 5e-2}  # rms of the difference over that of a CPU's float32
 WEIGHTS = ("local.pt", "local.json", "local_losses.csv", "model.pt", "model.json", "model_losses.csv")
@@ -49,7 +49,7 @@ class Scale:
     memory: tuple[str, ...] = ("PRDiT-XS/4", "PRDiT-S/4", "PRDiT-B/4", "PRDiT-B/12", "PRDiT-L/4", "PRDiT-XL/12")
     training: tuple[tuple[str, int, int], ...] = (("PRDiT-B/4", 64, 16), ("PRDiT-B/4", 128, 4), ("PRDiT-XL/4", 128, 4))
     local_batch: int = 64
-    short: dict[str, Any] = field(default_factory=lambda: {"num_phantoms": 256})  # a minute of each stage
+    short: dict[str, Any] = field(default_factory=lambda: {"num_phantoms": 128})  # a minute of each stage
     short_steps: tuple[int, int] = (400, 400)
     recipe: dict[str, Any] = field(default_factory=dict)  # as the shipped weights were trained
 
@@ -207,11 +207,11 @@ def volume(scale: Scale, row: Row, work: Path) -> None:
     from sampling import steps_of
 
     from scripts.inferers import inference_network
-    from scripts.networks import prdit_preset
+    from scripts.networks import build_network, preset_settings
 
     device, grid = torch.device(scale.device), scale.grids[len(scale.grids) // 2]
     for compile in (False, True):
-        network = inference_network(prdit_preset(scale.preset), device, compile=compile)
+        network = inference_network(build_network(**preset_settings(scale.preset)), device, compile=compile)
         for calls in scale.calls:
 
             def one_volume() -> dict[str, Any]:
@@ -267,7 +267,7 @@ def one_step(scale: Scale, preset: str, grid: int, batch: int, local: bool, agai
     from scripts.networks import build_network, preset_settings
     from scripts.schedulers import build_scheduler
     from scripts.spaces import HUWindow
-    from scripts.training import AveragedWeights, TrainingStep, local_denoising
+    from scripts.training import AveragedWeights, TrainingStep, local_denoising, parameters_to_train
 
     device = torch.device(scale.device)
     cuda = device.type == "cuda"
@@ -277,8 +277,10 @@ def one_step(scale: Scale, preset: str, grid: int, batch: int, local: bool, agai
     settings = {**preset_settings(preset), "local_patch_size": 8, "local_stride": 4, "activation_checkpointing": again}
     network = build_network(**{**settings, **({"depth": 0} if local else {})}).to(device)
     objective = local_denoising(network, build_scheduler({"name": "cosine_sine"}), HUWindow(), 4 if local else 0)
+    for part in () if local else (network.time, network.local):
+        part.requires_grad_(False)  # as stage 2 has them
     average = AveragedWeights(network, 0.99)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=cuda)
+    optimizer = torch.optim.AdamW(parameters_to_train(network), lr=1e-4, fused=cuda)
     step = TrainingStep(objective, [grid] * 3, batch, device)
     volumes = step.batch(batch)
 
@@ -288,7 +290,7 @@ def one_step(scale: Scale, preset: str, grid: int, batch: int, local: bool, agai
         optimizer.zero_grad(set_to_none=True)
         torch._foreach_lerp_(list(average.ema_model.parameters()), [*network.parameters()], 0.01)
 
-    taken = seconds(torch.enable_grad()(whole_step), scale, 5)
+    taken = seconds(whole_step, scale, 5)
     used, needs = memory_gb(device) - before, step.needs(batch)
     fast = has_fast_bf16(device)
     rate = product_rate(device, torch.bfloat16 if fast else torch.float32, scale.product)
@@ -326,9 +328,10 @@ def with_data(stack: list[str], scale: Scale, **settings: Any) -> dict[str, Any]
         trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: torch.cuda.set_sync_debug_mode("default"))
         trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: waits.append(len(seen)))
     with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", message=".*synchronizing CUDA operation")
         workflow.run()
-    places = sorted({f"{Path(one.filename).name}:{one.lineno}" for one in seen if "synchroniz" in str(one.message)})
+    places = sorted({f"{Path(one.filename).name}:{one.lineno}" for one in seen})
     skipped = min(5, len(marks["ended"]) - 1)
     steps = [b - a for a, b in zip(marks["waited"][skipped:], marks["ended"][skipped:])]
     loading = [b - a for a, b in zip(marks["waited"][skipped:], marks["began"][skipped:])]
@@ -344,8 +347,7 @@ def with_data(stack: list[str], scale: Scale, **settings: Any) -> dict[str, Any]
 def recipe(scale: Scale, row: Row, work: Path) -> None:
     """The recipe of the shipped weights, at full speed; the best weights of both stages are handed out."""
     folder = work / "recipe"
-    workers = {"train::dataset::num_workers": os.cpu_count()}  # phantoms are made first
-    shared = {**scale.recipe, "ckpt_dir": folder, **workers}
+    shared = {**scale.recipe, "ckpt_dir": folder}
     row("stage 1", lambda: trained(folder, "local", ["train"], **shared))
     row("stage 2", lambda: trained(folder, "model", ["train", "train_global"], **over_stage_1(shared)))
 
@@ -398,7 +400,8 @@ def trained(folder: Path, name: str, stack: list[str], **settings: Any) -> dict[
     """Time and losses of a training that goes on where it was cut."""
     import csv
 
-    taken = bundle("training", stack, **settings)
+    workers = {"train::dataset::num_workers": os.cpu_count()}  # make phantoms first
+    taken = bundle("training", stack, **settings, **workers)
     with open(folder / f"{name}_losses.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     best = json.loads((folder / f"{name}.json").read_text())["training"]["val_loss"]
@@ -492,17 +495,17 @@ def next_part(content: dict[str, Any], begun: set[str], left: float, slower: int
 
 
 def run_limited(command: list[str], limit: float, log: Path) -> str:
-    """Runs a process with all its children for so long: 'done', 'failed' or 'cut'."""
-    with open(log, "ab") as file, subprocess.Popen(
-        command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-    ) as process:
-        for how, wait in ((signal.SIGTERM, max(0.0, limit - GRACE)), (signal.SIGKILL, min(GRACE, limit))):
-            try:
-                return "done" if process.wait(wait) == 0 else "failed" if how is signal.SIGTERM else "cut"
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, how)
-        process.wait()
-    return "cut"
+    """Runs a process with all its children for so long: 'done', 'failed' or 'cut'. Whatever they write, they write whole."""
+    with open(log, "ab") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return "failed" if process.wait(limit) else "done"
+        except subprocess.TimeoutExpired:
+            return "cut"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def hand_out(folder: Path, out: Path) -> None:
