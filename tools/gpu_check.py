@@ -322,7 +322,7 @@ def with_data(stack: list[str], scale: Scale, **settings: Any) -> dict[str, Any]
         ("began", Events.ITERATION_STARTED),
         ("ended", Events.ITERATION_COMPLETED),
     ):
-        trainer.add_event_handler(event, lambda name=name: marks[name].append(time.monotonic()))
+        trainer.add_event_handler(event, lambda _, kept: kept.append(time.monotonic()), marks[name])
     if scale.device == "cuda":
         trainer.add_event_handler(Events.ITERATION_STARTED, lambda: torch.cuda.set_sync_debug_mode("warn"))
         trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: torch.cuda.set_sync_debug_mode("default"))

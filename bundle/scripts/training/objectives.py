@@ -55,9 +55,11 @@ def sum_of_terms(terms: Terms, target: None = None) -> Tensor:
 
 
 def numbers_of(output: Any) -> dict[str, float]:
-    """An engine's output -> its loss and the terms, for the loggers of single steps; it waits for a GPU."""
+    """An engine's output -> its loss and the terms, for the loggers of single steps: they wait for a GPU once."""
     output = output[0] if isinstance(output, list) else output
-    return _numbers(output[Keys.PRED], _values(output).tolist())
+    if "numbers" not in output:
+        output["numbers"] = _numbers(output[Keys.PRED], _values(output).tolist())
+    return output["numbers"]
 
 
 def _numbers(names: Iterable[str], values: Sequence[float]) -> dict[str, float]:
