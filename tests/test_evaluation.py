@@ -240,18 +240,19 @@ def test_a_sweep_samples_every_combination_once_and_compares_them(make_network, 
     assert first.stat().st_mtime_ns == written
 
 
-def test_a_sweep_passes_every_setting_of_the_sampler_that_it_is_given(tmp_path):
+def test_a_sweep_passes_every_setting_of_the_sampler_that_it_is_given(tmp_path, trained):
+    weights = str(trained / "ckpt" / "model.pt")
     samplers = {
         "solver": ["ddim", "heun"], "predictor_ratio": [None], "eta": [0.0, 0.5], "spacing": ["quadratic"],
         "prediction": [None, "noise"], "guidance": [0.25], "num_inference_steps": [4], "seed": [0, 7],
     }  # fmt: skip
-    sweep = SamplingSweep({"a": "a.pt"}, samplers, 3, 2, str(tmp_path))
+    sweep = SamplingSweep({"a": weights}, samplers, 3, 2, str(tmp_path))
     assert len(sweep.folders) == len(set(sweep.folders.values())) == len(sweep._runs) == 16
     for values in product(*samplers.values()):
-        wanted = {**dict(zip(samplers, values)), "ckpt_path": "a.pt", "num_samples": 3, "batch_size": 2}
+        wanted = {**dict(zip(samplers, values)), "ckpt_path": weights, "num_samples": 3, "batch_size": 2}
         assert sum(wanted.items() <= run.items() for run in sweep._runs) == 1
     others = [
-        SamplingSweep({"a": "a.pt"}, {**samplers, "seed": [seed]}, n, 2, str(tmp_path))
+        SamplingSweep({"a": weights}, {**samplers, "seed": [seed]}, n, 2, str(tmp_path))
         for seed, n in ((0, 3), (5, 3), (0, 2))
     ]
     assert len({folder for one in others for folder in one.folders.values()}) == 3 * 8

@@ -162,7 +162,10 @@ def test_a_table_of_weights_and_of_others_volumes(models, tmp_path, capsys):
     assert {one["solver"] for one in seeds} == {"predictor_corrector"} and {
         one["predictor_ratio"] for one in seeds
     } == {2.0}
-    assert "intensity and texture statistics" in (tmp_path / "table_1.md").read_text() and "| 1.41 ± 0.17" in capsys.readouterr().out
+    assert (
+        "intensity and texture statistics" in (tmp_path / "table_1.md").read_text()
+        and "| 1.41 ± 0.17" in capsys.readouterr().out
+    )
     make(models, tmp_path, tables=[2 + 1, 6])
     assert {path: path.stat().st_mtime_ns for path in sampled} == sampled
     cost = json.loads((tmp_path / "table_3.json").read_text())["found"]["LIDC-IDRI"]["rows"]["PRDiT 128, scratch"]
