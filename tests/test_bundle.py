@@ -132,7 +132,7 @@ def test_the_recipes_of_the_paper(tmp_path):
     assert card["network"]["depth"] == 8 and card["local_sha256"] == first["sha256"]
     for name, value in local.items():
         assert torch.equal(value, shallow[name]) and torch.equal(value, deep[name])
-    with assert_refused("lr is needed"):  # the paper names none for a depth of 5
+    with assert_refused("lr", "the paper has depths of 4, 8 and 12"):  # the paper names none for a depth of 5
         trained_by("5L", ["train_global"], *low, **{**shared, "depth": 5})
     alone, card = trained_by("alone", ["train_without_local"], *low, **sizes, grid=[16, 16, 16])
     assert card["network"]["local_denoiser"] is False and card["network"]["depth"] == 4

@@ -131,7 +131,12 @@ def test_it_trains_resumes_and_samples_by_the_configs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"), [({"grid": [48, 48, 48]}, ("32, 64, 128 or 256", 48)), ({"channels": 24}, ("channels", 16, 24))]
+    ("wrong", "words"),
+    [
+        ({"grid": [48, 48, 48]}, ("32, 64, 128 or 256", 48)),
+        ({"grid": [32, 32, 64]}, ("every axis", [32, 32, 64])),
+        ({"channels": 24}, ("channels", 16, 24)),
+    ],
 )
 def test_sizes_that_it_cannot_take_are_refused(tmp_path, wrong, words):
     with assert_refused(*words):

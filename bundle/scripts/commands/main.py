@@ -9,10 +9,10 @@ from typing import Optional, Sequence
 from .checks import check_values
 from .finished import is_finished, mark_finished
 from .plan import planned
-from .runs import LOCAL, SWITCHES, Run, runs_of
+from .runs import SWITCHES, Run, runs_of
 from .stacks import merged
 from .start import run_monai, start
-from .table import ABOUT, Command, available
+from .table import ABOUT, SAMPLED_WITH, SECOND_STAGES, Command, available
 from .typed import nearest, read_words
 
 QUIET = "monai"  # `prdit monai run ...`: MONAI's own command without its noise, what torchrun starts
@@ -76,15 +76,18 @@ def _run(words: list[str]) -> None:
         and not nothing_made
         and os.path.exists(os.path.expanduser(_filled(command.made, runs[-1])) or os.curdir)
     ):
-        print(f"next: {_filled(command.then, runs[-1]) if runs[-1].stage != LOCAL else _second_stage(runs[-1])}")
+        print(f"next: {_next(command, runs[-1])}")
     if status:
         sys.exit(status)
 
 
-def _second_stage(first: Run) -> str:
-    """What trains stage 2 after stage 1 alone, which draws no anatomy."""
-    places = [f"--{name} {first.settings[name]}" for name in ("dataset_dir", "ckpt_dir") if name in first.settings]
-    return " ".join(["prdit train", *places, "--stage 2"])
+def _next(command: Command, last: Run) -> str:
+    """What to type after a run: what trains stage 2 after stage 1 alone, which draws nothing; how weights are sampled."""
+    stage = last.stage or merged(last.stack).get("stage", "")
+    if stage in SECOND_STAGES:
+        places = [f"--{name} {last.settings[name]}" for name in ("dataset_dir", "ckpt_dir") if name in last.settings]
+        return " ".join(["prdit train", *places, SECOND_STAGES[stage]])
+    return _filled(command.then, last) + SAMPLED_WITH.get(stage, "")
 
 
 def _listed(commands: dict[str, Command]) -> str:

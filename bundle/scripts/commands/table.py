@@ -129,6 +129,12 @@ COMMANDS = {
         "samplers and weights compared", ("evaluate", "sampling_sweep"), {"real_dir": "REAL", "output_dir": "OUT"}, short=_EVALUATE
     ),
 }  # fmt: skip
+SECOND_STAGES = {"local": "--stage 2", "autoencoder": "--with train_latent"}  # by the name of the weights of the first
+SAMPLED_WITH = {  # by the name of weights that need other settings than PRDiT's
+    "gan": " --num_inference_steps 1",
+    "wavelet": " --with ddpm_sampler",
+    "latent": " --with ddpm_sampler --num_inference_steps 300",
+}
 ABOUT = {
     "plan": "what a command would do: time, memory, disk. prdit plan train DATA WEIGHTS",
     "doctor": "versions, device, memory, disk: what to mend",

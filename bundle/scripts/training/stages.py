@@ -214,6 +214,8 @@ def require_grid(network: DenoisingNetwork, grid: Sequence[int]) -> None:
     settings = network.settings
     if "stride" not in settings:
         grid_of(None, grid, network)
+        if "side" in settings and list(grid) != [settings["side"]] * 3:
+            raise ValueError(f"HA-GAN needs as many voxels along every axis, got grid {list(grid)}")
         return
     sizes = [(settings["patch_size"], settings["stride"])]
     if isinstance(network, PRDiT):
