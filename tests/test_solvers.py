@@ -8,9 +8,9 @@ from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import DDIMScheduler
 from torch.utils._pytree import tree_iter
 
-from scripts.schedulers import PROCESSES, SOLVERS, SPACINGS, CosineSineScheduler
+from scripts.schedulers import SOLVERS, SPACINGS, CosineSineScheduler, FlowMatchingScheduler
 
-BOTH = list(PROCESSES.values())
+BOTH = [CosineSineScheduler, FlowMatchingScheduler]
 CALLS = {"heun": 2, "rk4": 4}
 
 

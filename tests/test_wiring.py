@@ -1,5 +1,7 @@
 """What the configs connect: laws of the objects that a stack builds, without training it."""
 
+from types import SimpleNamespace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from monai.bundle import ConfigParser
 from monai.utils.enums import CommonKeys as Keys
 
 from scripts.networks import network_from_checkpoint, read_card
-from scripts.training import TensorBoardLog
+from scripts.training.objectives import StepNumbers
 
 HIGH = {"refiner_hidden_size": 16, "refiner_patch_size": 6, "refiner_stride": 4, "device": "cpu"}
 
@@ -35,8 +37,12 @@ def test_what_is_logged_is_the_loss_that_is_trained(stack):
     terms = {name: torch.rand(()) for name in parser.get_parsed_content("objective").terms}
     loss = float(parser.get_parsed_content("train::trainer::loss_function")(terms, None))
     assert loss == pytest.approx(sum(map(float, terms.values())), rel=1e-6)
-    for logged in (parser.get_parsed_content(f"{mlflow}::output_transform"), TensorBoardLog("", None).output_transform):
-        values = logged({Keys.PRED: terms})
+    numbers, state = StepNumbers(), SimpleNamespace(iteration=7, output={Keys.PRED: terms})
+    numbers.add(SimpleNamespace(state=state))
+    ((step, of_tensorboard),) = numbers.fetch()
+    of_mlflow = parser.get_parsed_content(f"{mlflow}::output_transform")({Keys.PRED: terms})
+    assert step == 7
+    for values in (of_mlflow, of_tensorboard):
         assert values["loss"] == pytest.approx(loss, rel=1e-6) and set(values) == {"loss", *terms}
 
 

@@ -169,7 +169,7 @@ class TrainingCheckpoint:
         self.computed_in = [" on ".join(computed_in.values())] if computed_in else []  # of all parts of the run
         self.best_loss = math.inf
         self.hours_before = {} if start is None else {"device_hours_before": start.device_hours}
-        self.hours, self.started = 0.0, time.monotonic()
+        self.hours, self.started, self.trains = 0.0, time.monotonic(), False
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -208,6 +208,7 @@ class TrainingCheckpoint:
             engine.add_event_handler(Events.STARTED, lambda: self.resume(engine, path, state))
         stoppable_engine(engine, lambda: self._progress(engine))
         engine.add_event_handler(Events.STARTED, self._start_clock, newest is not None)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(self, "trains", True))
         if self.enabled:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
@@ -296,7 +297,8 @@ class TrainingCheckpoint:
         self.save_best(engine)
         if self.best_loss != before or not self.path(engine.state.epoch).exists():
             self.save(engine)
-        self._log_hours()
+        if self.trains:  # a run that was finished already changes nothing
+            self._log_hours()
         release(self.ckpt_dir, self.name)
 
     def _start_clock(self, continues: bool) -> None:
