@@ -121,13 +121,7 @@ def test_it_trains_resumes_and_samples_by_the_configs(tmp_path):
         with assert_refused(*words):
             run("run", ["inference"], output_dir=tmp_path / "no", **sampling, **wrong)
     with assert_refused("GAN", "discriminator"):
-        run(
-            "training",
-            ["train", "finetune"],
-            finetune_from=whole / "gan.pt",
-            process_name="direct",
-            ckpt_dir=tmp_path / "no",
-        )
+        run("training", ["train", "finetune"], finetune_from=whole / "gan.pt", ckpt_dir=tmp_path / "no")
 
 
 @pytest.mark.parametrize(

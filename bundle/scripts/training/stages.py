@@ -40,11 +40,14 @@ def start_from(ckpt_path: Union[None, str, Path], setting: str, process: Optiona
         process: of this run, as it will be stored with the weights; None checks nothing.
 
     Raises:
-        ValueError: in one line, when they are missing, or were trained with another process.
+        ValueError: in one line, when they are missing, were trained with another process, or are fine-tuned without their
+            discriminator.
     """
     if ckpt_path is None or (setting in ("local_ckpt", "autoencoder_ckpt") and not Path(ckpt_path).is_file()):
         raise ValueError(_NEEDED[setting].format(ckpt_path))
     card = read_card(ckpt_path, required=["data", "process"])
+    if setting == "finetune_from" and card.kind in ("ha_gan", "vq_gan"):
+        raise ValueError(f"{ckpt_path} is of a GAN, which cannot be trained on without its discriminator")
     for name, value in (process or {}).items():
         if card.process.get(name, None if name == "name" else value) != value:
             what = "the process" if name == "name" else name
@@ -99,10 +102,7 @@ def new_network(device: Device = "cpu", **settings: Any) -> Any:
 
 
 def finetuned_network(start: Card, device: Device = "cpu", **settings: Any) -> Any:
-    """Trained weights of any kind that a process denoises with, all of them to be trained on; settings are those that change
-    no weight. ValueError in one line for a GAN, whose discriminator is not among its weights."""
-    if start.kind in ("ha_gan", "vq_gan"):
-        raise ValueError(f"{start.path} is of a GAN, which cannot be trained on without its discriminator")
+    """Trained weights of any kind, all of them to be trained on; settings are those that change no weight."""
     return load_network(start, **settings).to(device)
 
 
