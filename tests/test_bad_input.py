@@ -120,7 +120,7 @@ def outcome(stack, settings, folder):
     text = output.read_text(errors="replace")
     errors = [line for line in text.splitlines() if line.startswith("error: ")]
     if "Traceback" in text or os.WIFSIGNALED(status):
-        return f"traceback, or killed by {os.WTERMSIG(status)}:\n{text[-3000:]}"
+        return f"traceback, or killed by {os.WTERMSIG(status)}:\n{text[-30_000:]}"
     ended = os.waitstatus_to_exitcode(status)
     if ended == 0 or (ended == SOME_FAILED and " rejected" in text):  # a data set, but without some scans
         return "made"
