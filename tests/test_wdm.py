@@ -9,6 +9,7 @@ from bundle_runs import assert_refused, run, sample
 
 from scripts.inferers import DiffusionGenerator, Item
 from scripts.networks import WaveletUNet, build_network, load_network, read_card
+from scripts.schedulers import SOLVERS
 from scripts.schedulers.process import CosineDDPMScheduler, LinearDDPMScheduler
 from scripts.spaces import Haar
 from scripts.training import Denoising
@@ -120,9 +121,9 @@ def test_a_skip_is_averaged_with_what_comes_up(network):
         torch.testing.assert_close(out, network.last(torch.nn.functional.silu(network.norm(h))))
 
 
-@pytest.mark.parametrize("solver", ["ddim", "multistep", "predictor_corrector", "heun"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_a_volume_is_its_seed_alone_within_the_window(network, solver):
-    process = LinearDDPMScheduler(solver=solver, predictor_ratio=1 if solver == "heun" else None)
+    process = LinearDDPMScheduler(solver=solver, predictor_ratio=1 if solver in ("heun", "rk4") else None)
     generator = DiffusionGenerator(network, process, 4, [8, 8, 8], Haar(-500, 500))
     three = generator.sample([Item(seed) for seed in (3, 5, 4)])
     assert three.shape == (3, 1, 8, 8, 8) and three.min() >= -500 and three.max() <= 500

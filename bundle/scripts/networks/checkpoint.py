@@ -20,7 +20,7 @@ from ..spaces import Space
 from .base import DenoisingNetwork
 from .card import SCHEMA, Card, description_path, read_card, require_free, weights_file
 from .guidance import guidance_of
-from .kinds import override_settings
+from .kinds import takes_setting
 from .latent_unet import LatentSpace
 
 CHANGE_NO_WEIGHT = {"attention": "auto", "chunk_tokens": 0, "activation_checkpointing": False}  # settings of a network
@@ -139,7 +139,7 @@ def network_from_checkpoint(ckpt_path: PathLike, **overrides: Any) -> Any:
 def load_network(card: Card, **overrides: Any) -> Any:
     """The network of a card with its weights, see `network_from_checkpoint`."""
     for name, value in overrides.items():
-        if value != CHANGE_NO_WEIGHT.get(name) and name not in str(override_settings(card.network, {name: value})):
+        if value != CHANGE_NO_WEIGHT.get(name) and not takes_setting(card.network, name):
             raise ValueError(f"{name} {value} has no effect on weights of the kind {card.kind}; leave it out")
     ckpt_path, state = card.path, load_tensors(card.path)
     try:

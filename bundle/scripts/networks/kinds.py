@@ -38,10 +38,19 @@ def build_network(num_train_timesteps: int = 1000, **settings: Any) -> Any:
     return KINDS[name](**given, num_train_timesteps=num_train_timesteps)
 
 
+def _takes(settings: dict, name: str) -> bool:
+    """Whether the builder of this kind has a setting."""
+    return kind_of(settings) in KINDS and name in inspect.signature(KINDS[kind_of(settings)]).parameters
+
+
+def takes_setting(settings: dict, name: str) -> bool:
+    """Whether a network, or one below it in a chain, has a setting."""
+    return _takes(settings, name) or "backbone" in settings and takes_setting(settings["backbone"], name)
+
+
 def override_settings(settings: dict, overrides: dict) -> dict:
     """Settings with others that change no weight, at each level of a chain whose kind has them."""
-    known = inspect.signature(KINDS[kind_of(settings)]).parameters if kind_of(settings) in KINDS else {}
-    result = {**settings, **{name: value for name, value in overrides.items() if name in known}}
+    result = {**settings, **{name: value for name, value in overrides.items() if _takes(settings, name)}}
     if "backbone" in settings:
         result["backbone"] = override_settings(settings["backbone"], overrides)
     return result
