@@ -2,7 +2,8 @@
 
 With an overlay, a value that the same check refuses as in the command alone is not tried again.
 
-Run by hand: `make slow`, or `python -m pytest -m slow tests/test_bad_input.py -s` for the counts.
+Run by hand: `make slow`, or `python -m pytest -m slow tests/test_bad_input.py -s` for the counts; with MATRIX_LINES=1 all
+lines are shown.
 """
 
 import functools
@@ -19,7 +20,7 @@ from pathlib import Path
 import monai.bundle
 import pytest
 import torch
-from bundle_runs import TINY, config_files, sample
+from bundle_runs import DATA, TINY, config_files, run, sample
 from monai.bundle import ConfigParser
 from review_studies import answer, make_study, write_answers, write_phantoms
 from torch import nn
@@ -49,6 +50,10 @@ def world(trained, tmp_path_factory):
     for name, seeds in (("real", range(4)), ("generated", range(4, 8))):
         write_phantoms(folder / name, seeds)
     sample(ckpt_path=folder / "ckpt/model.pt", output_dir=folder / "sampled", num_samples=1, device="cpu")
+    run("training", ["train", "train_autoencoder"], **commands(folder, folder)["train", "train_autoencoder"])
+    shutil.copytree(folder / "generated", folder / "models/HA-GAN/first")
+    for end in ("pt", "json"):
+        shutil.copy(folder / f"ckpt/model.{end}", folder / f"models/12L.{end}")
     _, key = make_study(folder, **_study(folder))
     write_answers(folder / "answers", key, lambda _, index, synthetic, case: answer(case, synthetic))
     return folder
@@ -66,6 +71,10 @@ def commands(world, out):
     sizes = ("hidden_size", "num_heads", "patch_size", "stride", "local_patch_size", "local_stride", "depth")
     whole = {name: value for name, value in start.items() if name not in sizes} | {"local_window": 0}
     local = {name: start[name] for name in ("local_patch_size", "local_stride")}
+    rival = {name: value for name, value in whole.items() if not name.startswith("local_p")} | {"num_pictures": 1}
+    latent = {name: value for name, value in rival.items() if name != "grid"}
+    gan = {name: value for name, value in rival.items() if name != "num_validation_times"} | {"grid": [32] * 3}
+    autoencoder = gan | {"grid": [16] * 3, "channels": 16, "factor": 2, "num_codes": 64}
     evaluate = {"real_dir": real, "generated_dir": world / "generated", "output_dir": out / "report", "device": "cpu"}
     quick = {"num_bootstrap": 4, "num_ms_ssim_pairs": 2}
     return {
@@ -78,7 +87,20 @@ def commands(world, out):
             "num_validation_phantoms": 1, "batch_size": 2, "refiner_window": 1, "refiner_patch_size": 6,
             "refiner_stride": 4, "refiner_hidden_size": 16, "num_validation_times": 1, "val_interval": 1, "num_pictures": 0,
         },
+        ("train", "train_wavelet"): {**rival, "channels": 32, "multipliers": [1, 2]},
+        ("train", "train_gan"): {**gan, "channels": 16, "latent_size": 8},
+        ("train", "train_autoencoder"): autoencoder,
+        ("train", "train_latent"): {
+            **latent, "autoencoder_ckpt": world / "ckpt/autoencoder.pt", "channels": 8, "multipliers": [1, 2],
+        },
         ("inference",): {"ckpt_path": weights, "output_dir": out / "o", "num_samples": 1, "num_inference_steps": 2},
+        ("inference", "ddpm_sampler"): {
+            "ckpt_path": weights, "output_dir": out / "o", "num_samples": 1, "num_inference_steps": 2,
+        },
+        ("import_official",): {
+            "official_ckpt": DATA / "official_prdit_tiny.pt", "ckpt_path": out / "i.pt", "grid": 8, "num_heads": 4,
+            "norm": "layer",
+        },
         ("export",): {"ckpt_path": weights, "output_path": out / "e.pt"},
         ("evaluate",): {**evaluate, **quick},
         ("evaluate", "wscore"): {
@@ -87,6 +109,12 @@ def commands(world, out):
         ("evaluate", "sampling_sweep"): {
             "real_dir": real, "output_dir": out / "report", "checkpoints": {"a": str(weights)}, "num_samples": 2,
             "num_inference_steps": [1], "predictor_ratio": [1], "metrics": ["HU"], "device": "cpu", **quick,
+        },
+        ("tables",): {
+            "models_dir": world / "models", "real_dir": real, "tables": [1], "output_dir": out / "tables",
+            "num_samples": 3, "num_seeds": 1, "num_inference_steps": 1, "num_timed": 1, "num_phantoms": 2, "bf16": False,
+            "critic_steps": 1, "critic_batch_size": 1, "critic_channels": [2], "critic_seeds": 1,
+            "critic_real_section": "all", "cache_gb": 0.1, "device": "cpu",
         },
         ("review",): {**_study(world), "output_dir": out / "study"},
         ("review_score",): {
@@ -99,6 +127,10 @@ def commands(world, out):
         ("export_dicom",): {"source_dir": world / "sampled", "output_dir": out / "dicom"},
         ("preprocess",): {"source_dir": real, "dataset_dir": out / "d", "size": 16, "spacing": 20, "num_workers": 0},
     }  # fmt: skip
+
+
+def files_of(folder):
+    return {path: (status.st_size, status.st_mtime_ns) for path in folder.rglob("*") for status in [path.lstat()]}
 
 
 def outcome(stack, settings, folder):
@@ -171,6 +203,7 @@ def test_every_setting_answers_every_value(stack, world, tmp_path):
     described, counts, faults = described_settings(parser.config), Counter(), []
     used = reached(parser.config) - UNTOUCHED
     alone = SETTINGS[stack[0]] if len(stack) > 1 else {}
+    before = files_of(world)
     for name in [name for name in described if name in used]:
         for index, value in enumerate(VALUES):
             if name in alone and described[name].kind == alone[name].kind and not _allowed(alone[name].kind, value):
@@ -181,8 +214,14 @@ def test_every_setting_answers_every_value(stack, world, tmp_path):
             counts[ended if ended in ("made", "refused") else "fault"] += 1
             if ended == "made" and not _allowed(described[name].kind, value):
                 ended = "taken silently"
-            if os.environ.get("MATRIX_TIMES"):
-                print(f"T {name}={str(value)[:30]!r} {ended[:20]} {time.monotonic() - began:.2f}", flush=True)
+            if files_of(world) != before:
+                ended += ", and changed what it was given"
+            if os.environ.get("MATRIX_LINES"):
+                line = (out / "output.txt").read_text(errors="replace").partition("error: ")[2].strip()
+                odd = "" if ended == "made" or name in line else " WITHOUT ITS NAME"
+                print(
+                    f"T {time.monotonic() - began:.1f} {name}={str(value)[:30]!r} {ended[:20]}{odd}: {line}", flush=True
+                )
             if ended not in ("made", "refused"):
                 faults.append(f"{name}={value!r}: {ended}")
                 print(faults[-1], flush=True)

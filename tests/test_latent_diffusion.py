@@ -16,7 +16,7 @@ from scripts.training import Denoising, Reconstructing
 
 GIVEN = {
     "grid": [16, 16, 16], "channels": 16, "factor": 2, "num_codes": 64, "num_phantoms": 4, "num_validation_phantoms": 1,
-    "batch_size": 2, "val_interval": 1, "num_pictures": 0, "lr": 1.0e-3, "bf16": False, "device": "$torch.device('cpu')",
+    "batch_size": 2, "val_interval": 1, "num_pictures": 1, "lr": 1.0e-3, "bf16": False, "device": "$torch.device('cpu')",
 }  # fmt: skip
 LATENT = {
     "channels": 8, "multipliers": [1, 2], "num_phantoms": 4, "num_validation_phantoms": 1, "batch_size": 2, "val_interval": 1,
@@ -202,6 +202,7 @@ def test_both_stages_train_resume_and_sample_by_the_configs(tmp_path):
     for epochs in (1, 2):
         run("training", ["train", first], ckpt_dir=broken, max_epochs=epochs, discriminator_start=1, **GIVEN)
     assert (whole / "autoencoder_losses.csv").read_text() == (broken / "autoencoder_losses.csv").read_text()
+    assert len(list((whole / "pictures").glob("autoencoder_epoch_*.png"))) == 2
     one, other = (load_network(read_card(folder / "autoencoder.pt")).state_dict() for folder in (whole, broken))
     assert all(torch.equal(value, other[name]) for name, value in one.items()) and one["codebook.started"]
     run("training", ["train", second], ckpt_dir=whole, max_epochs=1, **LATENT)

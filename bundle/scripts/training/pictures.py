@@ -11,6 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from monai.networks.utils import eval_mode
 from torch import Tensor
 
 from ..data.geometry import three
@@ -21,6 +22,7 @@ from ..inferers.inferer import autocast
 from ..inferers.parts import denoised_parts
 from ..networks.guidance import is_stage_1
 from ..networks.high_resolution import HighResolutionPRDiT
+from ..networks.vq_gan import VQGAN
 from ..schedulers import DiffusionProcess
 from ..spaces import Space
 
@@ -37,7 +39,7 @@ class TrainingPictures:
     """After each validation, what the averaged network can do: `pictures/STAGE_epoch_N.png` and `STAGE_progress.png`.
 
     The first shows a validation volume at three noise levels, as it was, noisy, and denoised, with the local and the
-    residual part of the prediction apart; below it samples of seeds that are the same in each picture, where there is
+    residual part of the prediction apart (of an autoencoder: as it was, and reconstructed); below it samples of seeds that are the same in each picture, where there is
     a transformer. The second is `STAGE_losses.csv` drawn. All noise has generators of its own: training draws the same
     numbers with and without pictures.
 
@@ -77,24 +79,26 @@ class TrainingPictures:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self)  # the last validation may come after the last epoch
 
-    @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
         if not self.drawn < self.evaluator.state.epoch == engine.state.epoch:
             return
         self.drawn = engine.state.epoch
         device = next(self.network.parameters()).device
         path = picture_path(self.pictures, self.drawn)
-        with autocast(device, self.bf16):
+        with eval_mode(self.network), autocast(device, self.bf16):  # a codebook would go on learning
             rows = self.denoised(device) + self.sampled()
         title = f"{path.stem}, step {engine.state.iteration}: coronal slices, lung window"
         _save(_panel(rows, title, self.aspect), path)
         _save(_curves(self.losses), self.losses.with_name(self.losses.stem.removesuffix("_losses") + "_progress.png"))
 
     def denoised(self, device: torch.device) -> Rows:
-        """A row of named coronal slices (X, Z) for each noise level; none of a GAN, which denoises nothing."""
+        """A row of named coronal slices (X, Z) for each noise level; one row of an autoencoder, none of a GAN."""
         if hasattr(self.network, "latent_size"):
             return []
         hu = torch.as_tensor(self.evaluator.data_loader.dataset[0]["image"])[None].to(device)  # type: ignore[attr-defined]
+        if isinstance(self.network, VQGAN):
+            back = self.space.decode(self.network(self.space.encode(hu))[0].float())
+            return [[("validation volume", self.coronal(hu)), ("reconstructed", self.coronal(back))]]
         rows = []
         for level in NOISE_LEVELS:
             noisy, signal, of_first = denoised_parts(self.network, self.scheduler, self.space, hu, level)
@@ -106,8 +110,8 @@ class TrainingPictures:
         return rows
 
     def sampled(self) -> Rows:
-        """A row of coronal slices of the samples, one per seed; none in stage 1, which draws noise."""
-        if is_stage_1(self.network.settings):
+        """A row of coronal slices of the samples, one per seed; none of stage 1 or an autoencoder, which draw nothing."""
+        if is_stage_1(self.network.settings) or isinstance(self.network, VQGAN):
             return []
         # a new one, for it keeps what the weights make of the times
         calls = 1 if hasattr(self.network, "latent_size") else 20
