@@ -63,7 +63,7 @@ class Codebook(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """(B, 8, X, Y, Z) -> the codes next to them, of the same shape."""
         flat = latents.detach().float().movedim(1, -1).reshape(-1, CODE_SIZE)
-        if self.training and not self.started:
+        if self.training:
             self._start(flat)
         index = torch.cat([torch.cdist(part, self.codes).argmin(1) for part in flat.split(8192)])
         found = self.codes[index].reshape(*latents.shape[:1], *latents.shape[2:], CODE_SIZE).movedim(-1, 1)
@@ -74,18 +74,19 @@ class Codebook(nn.Module):
     def _drawn(self, flat: Tensor) -> Tensor:
         """As many latents as there are codes, repeated with a little noise where there are fewer; the same on all ranks."""
         short = math.ceil(len(self.codes) / len(flat))
-        many = flat.repeat(short, 1) + (
-            0.01 / math.sqrt(CODE_SIZE) * torch.randn_like(flat.repeat(short, 1)) if short > 1 else 0
-        )
+        many = flat.repeat(short, 1)
+        if short > 1:
+            many = many + 0.01 / math.sqrt(CODE_SIZE) * torch.randn_like(many)
         drawn = many[torch.randperm(len(many), device=flat.device)[: len(self.codes)]]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.broadcast(drawn, 0)
         return drawn
 
     def _start(self, flat: Tensor) -> None:
-        self.codes.copy_(self._drawn(flat))
-        self.sums.copy_(self.codes)
-        self.counts.fill_(1)
+        """Before the first step alone, without asking a GPU whether it is the first."""
+        drawn = self._drawn(flat)
+        for buffer, first in ((self.codes, drawn), (self.sums, drawn), (self.counts, torch.ones_like(self.counts))):
+            buffer.copy_(torch.where(self.started, buffer, first))
         self.started.fill_(True)
 
     def _follow(self, flat: Tensor, index: Tensor) -> None:

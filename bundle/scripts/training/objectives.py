@@ -36,6 +36,9 @@ class Objective(nn.Module):
         """The terms of a batch: 'image', volumes in HU (B, C, X, Y, Z), 'index', and what else the objective needs."""
         raise NotImplementedError
 
+    def to_dearest_steps(self) -> None:
+        """Goes to the part of the training that costs most, where parts differ; plans are made for it."""
+
 
 class ObjectiveBatch(PrepareBatch):
     """Moves a batch to the device as it is: an objective draws noise and times itself, and needs no target beside it."""

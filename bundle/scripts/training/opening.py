@@ -6,8 +6,10 @@ import json
 import math
 import sys
 import time
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, Callable, NoReturn, Optional, Sequence, Union
+from typing import Any, Callable, Iterator, NoReturn, Optional, Sequence, Union
 
 import ignite.distributed as idist
 import torch
@@ -23,7 +25,8 @@ from .checkpoints import checkpoints
 from .objectives import HeldOut, Objective, sum_of_terms
 
 FEW_VOLUMES = 20  # nothing was measured about it: with so few, each is seen hundreds of times
-_DRAWS = (torch.ops.aten.randint.default, torch.ops.aten.randint.low)
+_RANDINT = torch.ops.aten.randint
+_DRAWS = (_RANDINT.default, _RANDINT.low, _RANDINT.generator, _RANDINT.low_generator)
 _SMALL = 1.0  # seconds: a step of one volume that takes longer is not repeated with the whole batch
 
 
@@ -61,20 +64,32 @@ class TrainingStep:
 
     def seconds(self) -> float:
         """Of a step, from one or two of them; of a large batch, from a step of one volume."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # the run draws as if nothing had been before it
+        with self._changing_nothing():
             self._timed(self.run, 1)  # what the first step alone has to do
             one = self._timed(self.run, 1)
-            found = self._timed(self.run, self.batch_size) if one < _SMALL else one * self.batch_size
-        for parameter in self.objective.parameters():
-            parameter.grad = None
-        return found
+            return self._timed(self.run, self.batch_size) if one < _SMALL else one * self.batch_size
 
     def validation_seconds(self) -> float:
         """Of a volume, from one of its times where it has several."""
         times = self.validation.num_times if isinstance(self.validation, HeldOut) else 1
         part = HeldOut(self.validation.objective, 1) if isinstance(self.validation, HeldOut) else self.validation
-        return times * self._timed(torch.no_grad()(part), 1) if part is not None else 0.0
+        with self._changing_nothing():
+            return times * self._timed(torch.no_grad()(part), 1) if part is not None else 0.0
+
+    @contextmanager
+    def _changing_nothing(self) -> Iterator[None]:
+        """The run then draws, counts and averages as if nothing had been before it."""
+        modules = [one for one in (self.objective, self.validation) if one is not None]
+        kept = [_buffers(one) for one in modules]
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            try:
+                self.objective.to_dearest_steps()
+                yield
+            finally:
+                for module, buffers in zip(modules, kept):
+                    module.load_state_dict(buffers, strict=False)
+                for parameter in self.objective.parameters():
+                    parameter.grad = None
 
     def _timed(self, run: Callable[[dict[str, Any]], Any], batch_size: int) -> float:
         start = time.monotonic()
@@ -100,13 +115,8 @@ class TrainingStep:
     def _counted(self, run: Callable[[dict[str, Any]], None], batch_size: int) -> tuple[float, float]:
         """Operations, and bytes at the peak."""
         fake, peak, batch = WithoutNumbers(allow_non_fake_inputs=True), LiveBytes(), self.batch(batch_size)
-        devices = [self.device] if self.device.type == "cuda" else []
-        try:
-            with torch.random.fork_rng(devices), FlopCounterMode(display=False) as flops, fake, peak:
-                run({**batch, "image": fake.from_tensor(batch["image"])})
-        finally:
-            for parameter in self.objective.parameters():
-                parameter.grad = None
+        with self._changing_nothing(), FlopCounterMode(display=False) as flops, fake, peak:
+            run({**batch, "image": fake.from_tensor(batch["image"])})
         return flops.get_total_flops(), batch["image"].nbytes + peak.peak
 
 
@@ -120,6 +130,12 @@ class WithoutNumbers(FakeTensorMode):
         if func in _DRAWS or tensors and not fake:
             return func(*args, **kwargs)
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _buffers(module: nn.Module) -> dict[str, Any]:
+    """Copies of all of its state but the parameters: codebooks, means of batches, counted steps."""
+    parameters = dict(module.named_parameters())
+    return {name: deepcopy(one) for name, one in module.state_dict().items() if name not in parameters}
 
 
 def _state_bytes(network: nn.Module) -> int:

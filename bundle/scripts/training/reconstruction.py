@@ -57,6 +57,9 @@ class Reconstructing(Objective):
         self.discriminators.steps += 1
         return terms
 
+    def to_dearest_steps(self) -> None:
+        self.discriminators.steps = self.discriminators.start
+
     def errors(self, volumes: Tensor, slices: Sequence[int]) -> Terms:
         """The terms of volumes (B, 1, X, Y, Z), with one axial slice of each."""
         with autocast(volumes.device, self.bf16):
