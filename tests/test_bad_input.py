@@ -23,10 +23,8 @@ import torch
 from bundle_runs import DATA, TINY, config_files, run, sample
 from monai.bundle import ConfigParser
 from review_studies import answer, make_study, write_answers, write_phantoms
-from torch import nn
 
 from scripts import errors
-from scripts.metrics import features
 from scripts.settings.description import SETTINGS
 from scripts.settings.reach import described_settings, reached
 
@@ -35,7 +33,6 @@ VALUES = (
     [], [1], [1, 2], ["a"], {"a": "b"}, "/proc/1/x", "/dev/null", "a\0b", "~", "2" * 300,
 )  # fmt: skip
 parsed = functools.cache(ConfigParser.load_config_file)  # in this process, for all that are forked from it
-FEW_FEATURES = (nn.AdaptiveAvgPool3d((16, 16, 8)), nn.Flatten())
 UNTOUCHED = {"rank", "world_size"}  # of processes that are not there: they would wait for each other
 SECONDS = 300
 SOME_FAILED = 2
@@ -45,7 +42,6 @@ SOME_FAILED = 2
 def world(trained, tmp_path_factory):
     """What the commands need: weights of both stages, and volumes."""
     folder = tmp_path_factory.mktemp("world")
-    torch.set_num_threads(1)  # threads do not survive a fork
     shutil.copytree(trained / "ckpt", folder / "ckpt")
     for name, seeds in (("real", range(4)), ("generated", range(4, 8))):
         write_phantoms(folder / name, seeds)
@@ -162,6 +158,7 @@ def outcome(stack, settings, folder):
 def _run_as_a_command(stack, settings, folder, output):
     try:
         os.setsid()
+        torch.set_num_threads(1)  # threads do not survive a fork
         os.chdir(folder)
         os.environ["HOME"] = str(folder)
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -169,8 +166,6 @@ def _run_as_a_command(stack, settings, folder, output):
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
         sys.argv = ["monai.bundle", "run"]
         torch.compile = lambda function, **_: function  # its compilers wait for threads that no fork has
-        med3d = features._medicalnet  # a ResNet-50 takes seconds
-        features._medicalnet = lambda weights: med3d(weights) if weights else nn.Sequential(*FEW_FEATURES)
         ConfigParser.load_config_file = staticmethod(lambda path, **_: deepcopy(parsed(str(path))))
         given = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()}
         run_id = "training" if stack[0] == "train" else "run"
@@ -186,7 +181,15 @@ def _run_as_a_command(stack, settings, folder, output):
         os._exit(status)
     except BaseException:
         traceback.print_exc()
+        sys.stderr.flush()
         os._exit(99)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_the_matrix_tells_good_from_bad(trained, tmp_path):
+    good = commands(trained, tmp_path)["export",]
+    assert outcome(("export",), good, tmp_path / "good") == "made"
+    assert outcome(("export",), good | {"dtype": "x"}, tmp_path / "bad") == "refused"
 
 
 @pytest.mark.slow
