@@ -56,6 +56,8 @@ TINY_SCRIPTS = {
     "sampling.py": "--steps 1 --preset PRDiT-XS/1 --grid 16 --batch 1 --device cpu",
     "high_resolution.py": "--grid 16 --num_phantoms 16 --local_epochs 1 --global_epochs 1 --refiner_epochs 1 "
     "--num_samples 2 --num_reference 2 --num_validation 1 --num_inference_steps 2",
+    "baselines.py": "--budget 1.0e-9 --num_phantoms 8 --num_validation_phantoms 7 --num_samples 7 --critic_steps 1 "
+    "--systems PRDiT HA-GAN",
     "sampler_quality.py": "--calls 2 --num_samples 2 --num_phantoms 2 --samplers euler",
 }
 NUM_CT = 20  # enough to validate on two

@@ -1,0 +1,72 @@
+"""The comparison with the rivals: equal budgets, the best rate by validation, nothing done twice, what a failed volume is."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import baselines  # noqa: E402
+import baselines_table  # noqa: E402
+from baselines import SYSTEMS, Work  # noqa: E402
+from baselines_table import FIELD_OF_VIEW_MM, GRID, PHANTOMS, failures, write_phantoms  # noqa: E402
+
+
+class Recorded(Work):
+    """A comparison whose trainings are not run: each tells what it was asked for."""
+
+    validations = {6.0e-4: 0.5, 2.0e-3: float("nan"), 6.0e-3: 0.4, 3.0e-4: 0.3, 1.0e-3: 0.1, 3.0e-3: 0.2}
+
+    def __init__(self, folder, asked):
+        super().__init__(folder, "PRDiT", 0.4, 0.1)
+        self.asked = asked
+
+    def _train(self, folder, stage, rate, budget, start):
+        self.asked.append((stage.name, rate, budget, start and Path(start).parent.relative_to(self.folder).as_posix()))
+        return {"rate": rate, "weights": str(folder / "w.pt"), "validation": self.validations[rate]}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_stages_share_one_budget(name):
+    assert sum(stage.share for stage in SYSTEMS[name].stages) == pytest.approx(1)
+
+
+def test_the_rate_that_validates_best_is_trained_and_nothing_twice(tmp_path):
+    asked = []
+    found = Recorded(tmp_path, asked).train()
+    searched = [("local", rate, 0.04, None) for rate in (6.0e-4, 2.0e-3, 6.0e-3)]
+    searched += [("model", rate, 0.04, "search/local at 0.006") for rate in (3.0e-4, 1.0e-3, 3.0e-3)]
+    searched[:] = [(name, rate, pytest.approx(budget), start) for name, rate, budget, start in searched]
+    assert asked == searched + [("local", 6.0e-3, 0.4, None), ("model", 1.0e-3, 0.4, "final/local at 0.006")]
+    assert Recorded(tmp_path, asked).train() == found and len(asked) == 8
+    assert json.loads((tmp_path / "0.4" / "PRDiT" / "state.json").read_text())["final/model at 0.001"] == found[-1]
+
+
+def test_late_discriminators_count_for_their_share_of_the_steps(monkeypatch):
+    def counted(start):
+        return {"tflop": 1.0 if start else 5.0, "core_seconds": 2.0 if start else 6.0}
+
+    probe = SimpleNamespace(batch=lambda size: None, batch_size=1)
+    monkeypatch.setattr(
+        baselines, "parsed", lambda stack, settings: SimpleNamespace(get_parsed_content=lambda name: probe)
+    )
+    starts = iter([True, False])
+    monkeypatch.setattr(baselines, "counted", lambda run: counted(next(starts)))
+    assert baselines.cost_of_step(["train"], {}, 0.75) == {"tflop": 2.0, "core_seconds": 3.0}
+
+
+def test_noise_and_still_air_have_failed_and_phantoms_have_not(tmp_path):
+    write_phantoms(tmp_path / "a", 5_000_000, 8)
+    write_phantoms(tmp_path / "b", 6_000_000, 8)
+    folders = {PHANTOMS: tmp_path / "a", "others": tmp_path / "b", "broken": tmp_path / "c"}
+    folders["broken"].mkdir()
+    volumes = [np.random.default_rng(0).uniform(-1000, 1000, GRID), np.full(GRID, -1000.0)]
+    for index, volume in enumerate(volumes):
+        image = baselines_table.nib.Nifti1Image(
+            volume.astype(np.float32), np.diag([FIELD_OF_VIEW_MM / GRID[0]] * 3 + [1])
+        )
+        baselines_table.nib.save(image, folders["broken"] / f"seed_{index:06d}.nii.gz")
+    assert failures(folders) == {PHANTOMS: [], "others": [], "broken": [0, 1]}
