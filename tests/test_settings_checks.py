@@ -26,6 +26,7 @@ from scripts.settings.kinds import (
     INPUT_FOLDER,
     INPUTS,
     NAME,
+    NEW_WEIGHTS,
     READERS,
     SWITCH,
     TEXT,
@@ -179,7 +180,7 @@ WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**31), 10**31, {
             {16: [16] * 3, (1, 2, 3): [1, 2, 3]},
             [0, 100, [16, 16], [16.5] * 3, [1] * 4, True, None, "64x64"],
         ),
-        (lengths(500), {320: 320.0, (1, 2, 3.5): [1, 2, 3.5]}, [0, -1, 501, [1, 2], [1, 2, 0], True, None]),
+        (lengths(1, 500), {320: 320.0, (1, 2, 3.5): [1, 2, 3.5]}, [0, 0.9, -1, 501, [1, 2], [1, 2, 0], True, None]),
         (
             READERS,
             {3: 3, "3": 3, "x": ["x"], "['Ana','Ben']": ["Ana", "Ben"], ("a", 2): ["a", "2"]},
@@ -203,6 +204,7 @@ WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**31), 10**31, {
         (NAME, {"local": "local", 7: "7", "a.b-c": "a.b-c"}, ["a/b", "a\\b", ".hidden", "n" * 101, "", None]),
         (only(0, "0"), {0: 0}, [1, -1, None, True]),
         (FILE, {"a.pt": "a.pt"}, [True, None, {}]),
+        (NEW_WEIGHTS, {"a.pt": "a.pt"}, ["a", "a.json", ".", None]),
         (
             named(FOLDER, "{'a': 'b'}"),
             {"{'a': x/b.pt}": {"a": "x/b.pt"}},

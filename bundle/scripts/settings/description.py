@@ -20,6 +20,7 @@ from .kinds import (
     INPUT_FOLDER,
     INPUTS,
     NAME,
+    NEW_WEIGHTS,
     READERS,
     SWITCH,
     TEXT,
@@ -52,7 +53,7 @@ class Setting:
 
 
 _GRID = sides(1, 4096)
-_FIELD_OF_VIEW = lengths(2000)
+_FIELD_OF_VIEW = lengths(10, 2000)
 _SHARE = number(0, 1)
 _NO_WINDOW = Setting(only(0, "0 in this stage, where every patch sees every other"), "0: whole volumes", "patches")
 _BF16 = Setting(maybe(SWITCH), "bfloat16; null: where the hardware is faster with it")
@@ -247,7 +248,7 @@ _EVALUATE = {
 _PREPROCESS = {
     "source_dir": Setting(INPUTS, "folder, list of files (.txt) or datalist (.json), or several of them"),
     "dataset_dir": Setting(FOLDER, "the data set, outside source_dir; a broken run continues"),
-    "spacing": Setting(maybe(lengths(100)), "of the new voxels; null: 1, or 0.8 for RAD-ChestCT", "mm"),
+    "spacing": Setting(maybe(lengths(0.01, 100)), "of the new voxels; null: 1, or 0.8 for RAD-ChestCT", "mm"),
     "size": Setting(maybe(sides(8, 2048)), "of the new volumes; null: as many as hold 320 mm", "voxels"),
     "center": Setting(choice("lungs", "body", "volume"), "the middle of the crop"),
     "remove_table": Setting(SWITCH, "what is outside the body becomes air"),
@@ -275,7 +276,7 @@ _REVIEW = {
     "trial_case": Setting(SWITCH, "one more case comes first, for practice, and does not count"),
     "title": Setting(TEXT, "of the readers' pages"),
     "seed": Setting(whole(0, 2**32 - 1), "of the draw of cases and of each reader's order"),
-    "spacing": Setting(maybe(lengths(100)), "of the cases; null: as coarse as the coarsest volume", "mm"),
+    "spacing": Setting(maybe(lengths(0.01, 100)), "of the cases; null: as coarse as the coarsest volume", "mm"),
     "field_of_view_mm": Setting(maybe(_FIELD_OF_VIEW), "of the cases; null: what all volumes cover", "mm"),
     "remove_table": _PREPROCESS["remove_table"],
     "hu_window": Setting(WINDOW, "HU of the cases are clipped to it", "HU"),
@@ -385,7 +386,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "inference": _SAMPLE,
     "export": {
         "ckpt_path": Setting(INPUT_FILE, "weights (.pt) of a training run"),
-        "output_path": Setting(FILE, "the copy (.pt)"),
+        "output_path": Setting(NEW_WEIGHTS, "the copy (.pt)"),
         "dtype": Setting(choice("float32", "bfloat16", "float16"), "of the copy"),
         "time_dtype": Setting(
             maybe(choice("float32", "bfloat16", "float16", "float8_e4m3fn")), "of the matrices that see the time alone"
@@ -403,7 +404,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     },
     "import_official": {
         "official_ckpt": Setting(INPUT_FILE, "weights of the authors' code"),
-        "ckpt_path": Setting(FILE, "the new weights (.pt)"),
+        "ckpt_path": Setting(NEW_WEIGHTS, "the new weights (.pt)"),
         "grid": Setting(_GRID, "what the weights were trained for, along x, y, z", "voxels"),
         "factor": Setting(whole(2, 16), "of high-resolution weights: their grid over that of their base"),
         "field_of_view_mm": Setting(_FIELD_OF_VIEW, "what the weights were trained for", "mm"),

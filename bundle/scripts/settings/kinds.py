@@ -91,10 +91,10 @@ def sides(least: int, most: int) -> Kind:
     )
 
 
-def lengths(most: float) -> Kind:
+def lengths(least: float, most: float) -> Kind:
     """A length in each direction, or three along x, y, z."""
-    length = _number(gt=0, le=most)
-    return Kind(Union[length, _list(length, 3, 3)], f"one or three numbers more than 0 and at most {most:g}")
+    length = _number(ge=least, le=most)
+    return Kind(Union[length, _list(length, 3, 3)], f"one or three numbers from {least:g} to {most:g}")
 
 
 def choice(*names: Union[str, int]) -> Kind:
@@ -200,6 +200,12 @@ def _name(text: str) -> str:
     return text
 
 
+def _weights(path: str) -> str:
+    if not path.endswith(".pt"):
+        raise ValueError("their JSON would not be found")
+    return path
+
+
 def _file_there(path: str) -> str:
     if not os.path.exists(path):  # of a folder, the weights that lie in it are told later
         raise ValueError("not there")
@@ -232,6 +238,7 @@ NAME = Kind(
 )
 FILE = Kind(_PATH, "the name of a file", verbatim=True)
 FOLDER = Kind(_PATH, "the name of a folder", verbatim=True)
+NEW_WEIGHTS = Kind(Annotated[_PATH, AfterValidator(_weights)], "the name of a file that ends in .pt", verbatim=True)
 INPUT_FILE = Kind(Annotated[_PATH, AfterValidator(_file_there)], "a file that exists", verbatim=True)
 INPUT_FOLDER = Kind(Annotated[_PATH, AfterValidator(_folder_there)], "a folder that exists", verbatim=True)
 FILE_OR_HUB = Kind(
