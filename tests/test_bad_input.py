@@ -3,7 +3,8 @@
 With an overlay, a value that the same check refuses as in the command alone is not tried again.
 
 Run by hand: `make slow`, or `python -m pytest -m slow tests/test_bad_input.py -s` for the counts; with MATRIX_LINES=1 all
-lines are shown, with MATRIX_OWN=1 only the settings of the last config file are tried.
+lines are shown, with MATRIX_OWN=1 only the settings of the last config file are tried, with MATRIX_TAKEN=1 only values of
+the right kind.
 """
 
 import functools
@@ -210,6 +211,8 @@ def test_every_setting_answers_every_value(stack, world, tmp_path):
     own = SETTINGS[stack[-1]] if os.environ.get("MATRIX_OWN") else described
     for name in [name for name in described if name in used and name in own]:
         for index, value in enumerate(VALUES):
+            if os.environ.get("MATRIX_TAKEN") and not _allowed(described[name].kind, value):
+                continue
             if name in alone and described[name].kind == alone[name].kind and not _allowed(alone[name].kind, value):
                 counts["as without overlay"] += 1
                 continue
