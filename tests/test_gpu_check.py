@@ -1,12 +1,16 @@
 """tools/gpu_check.py, which has to be right before there is a GPU."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tools"))
@@ -66,6 +70,28 @@ def test_weights_travel_in_small_pieces(tmp_path, monkeypatch):
     assert len(pieces) == 3 and max(piece.stat().st_size for piece in pieces) <= 1000
     gpu_check.take_in(back, out)
     assert (back / "local.pt").read_bytes() == (folder / "local.pt").read_bytes()
+
+
+def needed(name, extras=(), found=None):
+    """A package and all that it needs, at any depth."""
+    found = {} if found is None else found
+    if found.setdefault(canonicalize_name(name), set()) >= {"", *extras}:
+        return found
+    found[canonicalize_name(name)] |= {"", *extras}
+    for one in map(Requirement, requires(name) or ()):
+        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            needed(one.name, one.extras, found)
+    return found
+
+
+def test_wheels_are_carried_of_all_that_a_machine_with_pytorch_may_lack():
+    """But for what the measuring does not use: ITK, decoders of DICOM, TensorBoard's server."""
+    script = (ROOT / "tools" / "gpu_wheels.sh").read_text()
+    carried = {canonicalize_name(one) for one in re.search(r'names="([^"]*)"', script)[1].split()}
+    there = {name for one in ("torch", "numpy", "scipy", "pillow", "pyyaml", "matplotlib") for name in needed(one)}
+    unused = {"prdit-ct-generation", "python-gdcm", "grpcio", "tensorboard-data-server"}
+    rest = {one for one in needed("prdit-ct-generation") if not one.startswith("itk")} - there - unused
+    assert rest and rest <= carried
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 version=${1:-3.12} wheels=.gpu/wheels most=60
 names="monai pytorch-ignite nibabel pydicom fire termcolor pydantic pydantic_core annotated-types typing-inspection
-    typing_extensions importlib_resources Jinja2 packaging tqdm tensorboard absl-py Markdown Werkzeug"
+    typing_extensions importlib_resources Jinja2 packaging tqdm tensorboard protobuf absl-py Markdown Werkzeug"
 rm -rf "$wheels"
 mkdir -p "$wheels"
 for name in $names; do
