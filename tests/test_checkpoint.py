@@ -92,7 +92,7 @@ def test_cards_of_earlier_versions_are_read(saved, form, make_volume):
     network, path = saved
     description = path.with_suffix(".json")
     content = json.loads(description.read_text())
-    del content["schema"]
+    del content["schema"], content["settings_sha256"]
     for name in OLD[form] | {"kind"}:
         content["network"].pop(name, None)
     if form == "with T in the network":
@@ -108,13 +108,39 @@ def test_cards_of_earlier_versions_are_read(saved, form, make_volume):
 
 
 @pytest.mark.parametrize(
+    ("where", "value"),
+    [(("network", "parametrization"), "skip"), (("network", "mlp_ratio"), 4.5), (("process", "noise_std"), 0.5),
+     (("data", "hu_window"), [-1000, 400]), (("data", "field_of_view_mm"), 300)],
+)  # fmt: skip
+def test_a_card_that_was_changed_by_hand_is_refused_though_it_fits(make_network, tmp_path, one_line, where, value):
+    data = {"grid": [8, 8, 8], "field_of_view_mm": 320.0, "hu_window": [-1000.0, 1000.0]}
+    save_weights(make_network(), tmp_path / "w.pt", {"process": {"name": "cosine_sine"}, "data": data})
+    description = tmp_path / "w.json"
+    content = json.loads(description.read_text())
+    content["data"]["field_of_view_mm"] = 320  # as another program formats it
+    content |= {"guidance": {}, "note": "mine"}
+    content["network"]["chunk_tokens"] = 5
+    description.write_text(json.dumps(content))
+    assert read_card(tmp_path / "w.pt").kind == "prdit"
+    content[where[0]][where[1]] = value
+    description.write_text(json.dumps(content))
+    with pytest.raises(ValueError) as raised:
+        read_card(tmp_path / "w.pt")
+    one_line(raised, description, "was changed", "settings_sha256")
+    del content["settings_sha256"]  # meant, or of an older version
+    description.write_text(json.dumps(content))
+    assert read_card(tmp_path / "w.pt").network["depth"] == 2
+
+
+@pytest.mark.parametrize(
     ("changed", "words"),
     [({"schema": 2}, ["newer version", "schema 2"]), ({"network": {"kind": "gan"}}, ["kind gan", "prdit"])],
 )
 def test_cards_of_later_versions_are_refused(saved, changed, words, one_line):
     _, path = saved
     description = path.with_suffix(".json")
-    description.write_text(json.dumps({**json.loads(description.read_text()), **changed}))
+    content = {**json.loads(description.read_text()), "settings_sha256": None, **changed}
+    description.write_text(json.dumps(content))
     with pytest.raises(ValueError) as raised:
         network_from_checkpoint(path)
     one_line(raised, description, *words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Sequence, Union
@@ -13,7 +14,7 @@ from ..files import PathLike, sha256_of
 from ..schedulers import build_scheduler
 from ..settings.choices import ENCODINGS
 from ..spaces import HUWindow, build_space
-from .kinds import build_network, kind_of, override_settings
+from .kinds import CHANGE_NO_WEIGHT, build_network, kind_of, override_settings
 
 SCHEMA = 1  # of the JSON; files without a number are of the first versions, and still read
 
@@ -89,7 +90,8 @@ class Card(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
     schema_version: Annotated[int, Field(alias="schema", ge=1, le=SCHEMA)] = SCHEMA
-    sha256: str
+    sha256: str  # of the weights
+    settings_sha256: Optional[str] = None  # see `settings_sha256`; older cards have none
     network: Annotated[dict[str, Any], BeforeValidator(_complete)]  # 'kind', one of `KINDS`, and its settings
     process: Annotated[dict[str, Any], AfterValidator(_known)] = {}  # 'name' and settings of a process
     data: Optional[Seen] = None
@@ -127,11 +129,31 @@ class Card(BaseModel):
     @property
     def facts(self) -> dict[str, Any]:
         """What belongs to the weights beside the network."""
-        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"schema_version", "sha256", "network"})
+        return self.model_dump(
+            by_alias=True, exclude_unset=True, exclude={"schema_version", "sha256", "settings_sha256", "network"}
+        )
 
     def build(self, **overrides: Any) -> Any:
         """A new network of this kind, with settings that replace those of the card at each level that has them."""
         return build_network(**override_settings(self.network, overrides), num_train_timesteps=self.num_train_timesteps)
+
+
+def settings_sha256(content: dict[str, Any]) -> str:
+    """Of all in a card that decides what the weights draw: one of these changed by hand can fit the weights, and spoil it.
+
+    What changes no weight, what guidance is recommended, and notes may be changed.
+    """
+    parts = {name: content.get(name) for name in ("network", "process", "data")}
+    return hashlib.sha256(json.dumps(_real(parts), sort_keys=True).encode()).hexdigest()
+
+
+def _real(value: Any) -> Any:
+    """With equal numbers equal, since whoever formats JSON anew may write 320.0 as 320; without `CHANGE_NO_WEIGHT`."""
+    if isinstance(value, dict):
+        return {name: _real(one) for name, one in value.items() if name not in CHANGE_NO_WEIGHT}
+    if isinstance(value, (list, tuple)):
+        return [_real(one) for one in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def description_path(weights: PathLike) -> Path:
@@ -194,7 +216,13 @@ def _parsed(path: Path) -> Card:
     try:
         content = json.loads(path.read_bytes())
         _require_readable(path, content)
-        return Card.model_validate(content)
+        card = Card.model_validate(content)
+        if card.settings_sha256 not in (None, settings_sha256(content)):
+            raise Unreadable(
+                f"{path} was changed after the weights were written: network, process or data differ; copy it again, or "
+                "remove settings_sha256 from it if the change is meant"
+            )
+        return card
     except Unreadable:
         raise
     except ValidationError as error:

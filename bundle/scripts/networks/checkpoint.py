@@ -18,12 +18,11 @@ from ..files import PathLike, remove_leftovers, whole_file, write_json
 from ..overlap import check_places
 from ..spaces import Space
 from .base import DenoisingNetwork
-from .card import SCHEMA, Card, description_path, read_card, require_free, weights_file
+from .card import SCHEMA, Card, description_path, read_card, require_free, settings_sha256, weights_file
 from .guidance import guidance_of
-from .kinds import takes_setting
+from .kinds import CHANGE_NO_WEIGHT, takes_setting
 from .latent_unet import LatentSpace
 
-CHANGE_NO_WEIGHT = {"attention": "auto", "chunk_tokens": 0, "activation_checkpointing": False}  # settings of a network
 TIME_LAYERS = {"time", "time_head", "modulation", "final_modulation"}  # parts of the names of what sees the time alone
 
 
@@ -119,6 +118,7 @@ def save_weights(
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         content = {"schema": SCHEMA, "sha256": sha256, "network": network.settings, **facts}
+        content["settings_sha256"] = settings_sha256(content)
         write_json(description, content)  # first: weights without it could not be told from others'
     return sha256
 

@@ -6,6 +6,7 @@ import inspect
 from typing import Any, Callable
 
 KINDS: dict[str, Callable[..., Any]] = {}
+CHANGE_NO_WEIGHT = {"attention": "auto", "chunk_tokens": 0, "activation_checkpointing": False}  # settings of a network
 _OF_BACKBONE = ("in_channels", "num_predictions")  # informational: what the backbone has
 
 
