@@ -64,7 +64,7 @@ def commands(world, out):
     """Settings with which each command works, with all outputs in `out`."""
     weights, real = world / "ckpt/model.pt", world / "real"
     few = {"num_phantoms": 2, "num_validation_phantoms": 1, "batch_size": 2, "num_validation_times": 1}
-    start = {**TINY, **few, "ckpt_dir": out / "ckpt", "max_epochs": 1, "max_steps": 1}
+    start = {**TINY, **few, "ckpt_dir": out / "ckpt", "max_epochs": 1}
     sizes = ("hidden_size", "num_heads", "patch_size", "stride", "local_patch_size", "local_stride", "depth")
     whole = {name: value for name, value in start.items() if name not in sizes} | {"local_window": 0}
     local = {name: start[name] for name in ("local_patch_size", "local_stride")}
@@ -80,7 +80,7 @@ def commands(world, out):
         ("train", "finetune"): {**whole, "finetune_from": weights},
         ("train", "train_new_local"): {**whole, **local, "residual_ckpt": weights},
         ("train", "train_high_resolution"): {
-            "backbone_ckpt": weights, "ckpt_dir": out / "ckpt", "max_epochs": 1, "max_steps": 1, "num_phantoms": 2, "device": "cpu",
+            "backbone_ckpt": weights, "ckpt_dir": out / "ckpt", "max_epochs": 1, "num_phantoms": 2, "device": "cpu",
             "num_validation_phantoms": 1, "batch_size": 2, "refiner_window": 1, "refiner_patch_size": 6,
             "refiner_stride": 4, "refiner_hidden_size": 16, "num_validation_times": 1, "val_interval": 1, "num_pictures": 0,
         },

@@ -147,6 +147,8 @@ class Folder:
         tiny = {
             name: value for name, value in tiny.items() if name in reached(config.config) and given.get(name) != "1"
         }
+        if "max_steps" in given and "max_epochs" in tiny:  # one of them alone is typed
+            tiny["max_steps"] = tiny.pop("max_epochs")
         if stack[0] == "evaluate" and "output_dir" not in given:  # the page says "…"
             self.make_ct("B")
             tiny |= {"output_dir": "report", "generated_dir": "B"}

@@ -270,6 +270,7 @@ def refusal(stack, monkeypatch, *words, **settings):
         ),
         (("evaluate", "sampling_sweep"), {"checkpoints": "$None"}, ["checkpoints is needed"]),
         (("wscore",), {"lr": 1.0}, ["wscore.yaml is an overlay of evaluate.yaml"]),
+        (("train",), {"max_steps": 9, "max_epochs": 2}, ["max_steps has no effect beside max_epochs"]),
         (("train",), {"init_id": "a.yaml"}, ["a.yaml is no init_id of the config", "several config files"]),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any, Sequence
 from fire.parser import DefaultParseValue
 
 from ..settings.kinds import DEVICE, Kind
-from ..settings.reach import described_settings, is_reference
+from ..settings.reach import described_settings, is_reference, require_one
 from .runs import NOTHING, Run
 from .stacks import merged
 
@@ -28,6 +28,7 @@ def check_values(runs: Sequence[Run]) -> None:
             value = _value(text, described[name].kind)
             if not is_reference(value):
                 described[name].kind.checked(name, value)
+        require_one({name: NOTHING.get(text, text) for name, text in one.settings.items()}, described)
 
 
 def _value(text: str, kind: Kind) -> Any:

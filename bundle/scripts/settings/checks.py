@@ -15,7 +15,7 @@ from ..errors import report_errors_in_one_line
 from ..stack import check_stack
 from .description import Setting
 from .help import print_help
-from .reach import described_settings, is_reference, reached, require_effect
+from .reach import described_settings, is_reference, reached, require_effect, require_one
 
 
 class Typed(NamedTuple):
@@ -48,6 +48,8 @@ def check_settings() -> None:
         given = [described[name] for name, value in typed.settings.items() if name in described and value != "$None"]
         _put(parser, {one.instead_of: None for one in given if one.instead_of and one.instead_of not in typed.settings})
     convert_settings(parser, described)
+    if typed is not None:
+        require_one(typed.settings, described)
 
 
 def require_base() -> None:

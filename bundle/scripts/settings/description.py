@@ -44,12 +44,14 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its kind, what it does in one sentence, its unit, and the setting that is null where this is typed."""
+    """One setting: its kind, what it does in one sentence, its unit, the setting that is null where this is typed, and the
+    one beside which it would have no effect."""
 
     kind: Kind
     sentence: str
     unit: str = ""
     instead_of: str = ""
+    not_beside: str = ""
 
 
 _GRID = sides(1, 4096)
@@ -111,7 +113,9 @@ _TRAIN = {
     "stage": Setting(NAME, "name of the weights' file; the overlays set it"),
     "encoding": Setting(choice(*ENCODINGS), "what the network sees of a volume; the overlays set it"),
     "trains": Setting(TEXT, "what the opening line says is trained; the overlays set it"),
-    "max_steps": Setting(whole(1, 1000 * MILLION), "of the optimiser in all, to the end of an epoch", "steps"),
+    "max_steps": Setting(
+        whole(1, 1000 * MILLION), "of the optimiser in all, to the end of an epoch", "steps", not_beside="max_epochs"
+    ),
     "max_epochs": Setting(
         maybe(whole(1, 100 * MILLION)), "in all, instead of max_steps; null: as max_steps says", "epochs"
     ),

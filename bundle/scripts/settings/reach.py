@@ -52,6 +52,15 @@ def is_reference(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
+def require_one(typed: Mapping[str, Any], described: Mapping[str, Setting]) -> None:
+    """Refuses a typed setting beside a typed one that leaves it no effect; ValueError in one line."""
+    given = [name for name, value in typed.items() if name in described and value not in (None, "$None")]
+    for name in given:
+        other = described[name].not_beside
+        if other in given:
+            raise ValueError(f"{name} has no effect beside {other}; leave one of them out")
+
+
 def require_effect(settings: Iterable[str], *configs: Mapping[str, Any]) -> None:
     """Refuses settings that these configs have but do not use; ValueError in one line."""
     marks = dict.fromkeys(name for config in configs for name in config if name.startswith(MARK))
