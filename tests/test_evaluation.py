@@ -412,7 +412,7 @@ def test_scaled_folders_are_read_by_their_intensity_and_never_mixed_with_hu(plan
     found = evaluate(tmp_path / "r", intensity={"real": "0 to 1", "other": "-1 to 1"}, **settings)
     assert all(abs(one["value"]) < 1e-2 for one in found["distances"]["other"].values())  # the same volumes
     for intensity, facts in (
-        ({"real": "0 to 1"}, ["real is paper_compat", "never mixed"]),
+        ({"real": "0 to 1"}, ["real is scaled volume by volume", "never mixed"]),
         ({"real": "0 to 1", "other": "0 to 1"}, ["signed", "values are -1 to", "not 0 to 1"]),
         ({"real": "0 to 1", "theirs": "0 to 1"}, ["intensity names theirs", "real, other"]),
         ({"real": "0 to 2", "other": "0 to 1"}, ["intensity"]),

@@ -130,12 +130,12 @@ def _print_error(kind: type[BaseException], error: BaseException, trace: Optiona
         said = what_to_say(cause)
         line = f"error: {said}" if said is not None else None
     tells = os.environ.get("RANK", "0") == "0" if isinstance(error, KeyboardInterrupt) else _first_to_tell()
-    for bar in list(getattr(tqdm, "_instances", ())):  # else it is drawn once more, below the line
+    for bar in list(getattr(tqdm, "_instances", ())):  # else its line stays open, and it is drawn once more, below
         bar.close()
     if tells and (line is None or os.environ.get("PRDIT_TRACEBACK")):
         sys.__excepthook__(kind, error, trace)
     if tells:
-        print(f"\n{line or _REPORT}", file=sys.stderr)  # a progress bar may have left the line open
+        print(line or _REPORT, file=sys.stderr)
     if isinstance(error, Terminated):
         sys.exit(TERMINATED)
 

@@ -202,8 +202,8 @@ def check_sets(sets: Sequence[VolumeSet]) -> None:
             if one.paper_compat != other.paper_compat:
                 scaled, plain = (one, other) if one.paper_compat else (other, one)
                 raise ValueError(
-                    f"{scaled.name} is paper_compat data (scaled per volume, no HU) and {plain.name} is not: "
-                    "they are never mixed in one number; `intensity` says of folders that they are scaled"
+                    f"{scaled.name} is scaled volume by volume, no HU, and {plain.name} is not: they are never mixed in one "
+                    "number; the setting intensity says of folders that they are scaled"
                 )
 
 

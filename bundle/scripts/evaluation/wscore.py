@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any, Optional, Sequence
@@ -21,7 +23,7 @@ from ..hardware import device_name
 from ..metrics.critic import CriticPairs, critic_losses, critic_network, held_out, mixes, w_ratio
 from ..networks.checkpoint import load_strictly, load_tensors, save_tensors
 from ..stops import stoppable_engine
-from ..words import count
+from ..words import count, duration
 from .volume_sets import VolumeSet, generators
 
 PENALTY_WEIGHT = 10.0  # lambda of Gulrajani et al. (2017)
@@ -105,8 +107,12 @@ class WScore:
         print(
             f"trains {len(self.mixes)} x {self.num_seeds} critics of {self.num_steps} steps, each on real volumes against "
             f"those of {' and '.join(self.mixes[0])}{', and so on' if len(self.mixes) > 1 else ''}, on "
-            f"{device_name(self.device)}; -> {self.folder}/"
+            f"{device_name(self.device)}; about {duration(self._seconds())} if none of them is there; -> {self.folder}/"
         )
+        few = [f"{name} ({len(kept)})" for name, (_, kept) in self.parts.items() if len(kept) < FEW_HELD_OUT]
+        if few:
+            note = f"chance rules W1 of few volumes: fewer than {FEW_HELD_OUT} held out of {', '.join(few)}"
+            print(f"warning: {note}", file=sys.stderr)
         found = []
         for mix in self.mixes:
             distances: dict[str, list[float]] = {name: [] for name in mix}
@@ -117,14 +123,23 @@ class WScore:
                     distances[name].append(means["real"] - means[name])
             found.append(distances)
         self.results.update(_scores(found, self.models, self.anchor))
-        few = [f"{name} ({len(kept)})" for name, (_, kept) in self.parts.items() if len(kept) < FEW_HELD_OUT]
         if few:
-            self.results["notes"].append(
-                f"chance rules W1 of few volumes: fewer than {FEW_HELD_OUT} held out of {', '.join(few)}"
-            )
+            self.results["notes"].append(note)
         write_json(self.folder / "wscore.json", self.results)
         release(self.folder)
         print(_summary(self.results))
+
+    def _seconds(self) -> float:
+        """Of all critics, from steps of one volume on another critic; loading volumes not counted."""
+        critic, volume = critic_network(self.grid, self.channels, 0).to(self.device), torch.zeros(1, 1, *self.grid)
+        volume, times = volume.to(self.device), []
+        for _ in range(2):  # the first has more to do
+            start = time.monotonic()
+            critic_losses(critic, volume, volume, torch.rand(1, device=self.device), PENALTY_WEIGHT)["loss"].backward()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(time.monotonic() - start)
+        return times[-1] * self.batch_size * self.num_steps * self.num_seeds * len(self.mixes)
 
     def _trained_critic(self, mix: Sequence[str], seed: int) -> nn.Module:
         mix = sorted(mix, key=self._content)  # a critic is one of its volumes, whatever they are called

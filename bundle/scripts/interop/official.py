@@ -20,7 +20,7 @@ from ..networks.checkpoint import load_tensors, save_weights
 from ..networks.kinds import build_network
 from ..networks.prdit import SIZES
 from ..overlap import check_places
-from ..schedulers import PROCESSES, build_scheduler
+from ..schedulers import build_scheduler
 from .official_names import official_names
 
 
@@ -133,9 +133,7 @@ def _load(state: dict[str, Tensor], num_heads: Optional[int], norm: str, factor:
 
 def official_process(network: DenoisingNetwork, noise_std: float = 1.0) -> dict:
     """The process that the authors train such a network with: flow matching where it predicts one velocity."""
-    name = next(
-        name for name, process in PROCESSES.items() if len(process.predictions) == network.settings["num_predictions"]
-    )
+    name = "flow_matching" if network.settings["num_predictions"] == 1 else "cosine_sine"
     return {"name": name, "num_train_timesteps": network.num_train_timesteps, "noise_std": noise_std}
 
 
