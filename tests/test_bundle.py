@@ -1,7 +1,10 @@
 """The configs as a user runs them, from another folder, at a tiny size."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import monai.bundle
@@ -10,7 +13,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from bundle_runs import DATA, TINY, assert_refused, config_files, losses, run, run_process, sample, train, training
+from bundle_runs import (
+    CONFIGS,
+    DATA,
+    TINY,
+    assert_refused,
+    config_files,
+    losses,
+    run,
+    run_process,
+    sample,
+    train,
+    training,
+)
+from two_processes import RIVALS, train_all
 
 from scripts.data import chest_phantom
 from scripts.networks import read_card
@@ -226,6 +242,28 @@ def test_two_processes_train_as_one_and_write_once(tmp_path, monkeypatch):
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value, rtol=0, atol=1e-5)
     assert float(one["local.output.weight"].abs().max()) > 1e-3  # zero at the start: it did learn
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_rivals_as_one(tmp_path, monkeypatch):
+    """As above; an autoencoder leaves its discriminators out of the first step, and waits for nobody who is not there."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    train_all(tmp_path / "one")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(Path(__file__).parent), str(CONFIGS.parent))))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = [str(Path(__file__).with_name("two_processes.py")), str(tmp_path / "two")]
+    process = subprocess.run([*command, *script], capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr
+    for rival in RIVALS:
+        one, first, second = (
+            torch.load(tmp_path / name, weights_only=True)
+            for name in (f"one/{rival}/rank0.pt", f"two/{rival}/rank0.pt", f"two/{rival}/rank1.pt")
+        )
+        for name, value in one.items():
+            if torch.is_tensor(value):  # not the count of steps
+                assert torch.equal(first[name], second[name]), (rival, name)
+                torch.testing.assert_close(first[name], value, rtol=0, atol=1e-4, msg=f"{rival} {name}")
 
 
 def test_flow_matching_in_every_stack(tmp_path, trained):

@@ -50,6 +50,20 @@ def rival(name):
 
 
 @pytest.mark.parametrize("name", RIVALS)
+def test_a_process_that_measures_alone_waits_for_no_other(name, monkeypatch):
+    def wait(*given):
+        raise AssertionError("the others do not measure")
+
+    objective, held_out, side = rival(name)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for collective in ("broadcast", "all_reduce"):
+        monkeypatch.setattr(torch.distributed, collective, wait)
+    step = TrainingStep(objective, [side] * 3, 1, "cpu", held_out)
+    assert step.seconds() > 0 and step.validation_seconds() > 0
+    assert objective.training and held_out.training
+
+
+@pytest.mark.parametrize("name", RIVALS)
 def test_a_plan_counts_the_step_that_runs_and_changes_nothing(name):
     objective, held_out, side = rival(name)
     step = TrainingStep(objective, [side] * 3, 2, "cpu", held_out)

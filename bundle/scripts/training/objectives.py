@@ -31,6 +31,7 @@ class Objective(nn.Module):
     """
 
     terms: tuple[str, ...]  # their names, in the order of the logs
+    leaves_out = False  # whether steps may leave parameters that are trained without a gradient
 
     def forward(self, batch: Mapping[str, Any]) -> Terms:
         """The terms of a batch: 'image', volumes in HU (B, C, X, Y, Z), 'index', and what else the objective needs."""

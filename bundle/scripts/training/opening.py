@@ -87,11 +87,15 @@ class TrainingStep:
                 yield
             finally:
                 for module, buffers in zip(modules, kept):
+                    module.train()
                     module.load_state_dict(buffers, strict=False)
                 for parameter in self.objective.parameters():
                     parameter.grad = None
 
     def _timed(self, run: Callable[[dict[str, Any]], Any], batch_size: int) -> float:
+        for one in (self.objective, self.validation):
+            if one is not None:
+                one.eval()  # in a step, codebooks and means of batches wait for the other processes, which do not measure
         start = time.monotonic()
         run(self.batch(batch_size))
         if self.device.type == "cuda":

@@ -19,8 +19,12 @@ _WEIGHT = 4.0  # of the error of voxels and features, and of the perceptual dist
 
 
 def new_discriminators(start: int, device: Union[str, torch.device] = "cpu") -> Discriminators:
-    """Discriminators with random weights, that play after `start` steps."""
-    return Discriminators(start).to(device)
+    """Discriminators with random weights, that play after `start` steps. On GPUs their BatchNorm is of the volumes of all
+    processes, as published; PyTorch has that for no CPU."""
+    players = Discriminators(start).to(device)
+    if torch.device(device).type == "cuda":
+        players = nn.SyncBatchNorm.convert_sync_batchnorm(players)
+    return players
 
 
 class Reconstructing(Objective):
@@ -38,6 +42,7 @@ class Reconstructing(Objective):
     """
 
     terms = ("l1", "commitment", "perceptual", "adversarial", "features", "discriminator")
+    leaves_out = True  # the discriminators, before their start
 
     def __init__(
         self,
