@@ -19,8 +19,8 @@ _WEIGHT = 4.0  # of the error of voxels and features, and of the perceptual dist
 
 
 def new_discriminators(start: int, device: Union[str, torch.device] = "cpu") -> Discriminators:
-    """Discriminators with random weights, that play after `start` steps. On GPUs their BatchNorm is of the volumes of all
-    processes, as published; PyTorch has that for no CPU."""
+    """Discriminators with random weights, that play after `start` steps. On GPUs their BatchNorm counts the volumes of all
+    processes; PyTorch has that for no CPU."""
     players = Discriminators(start).to(device)
     if torch.device(device).type == "cuda":
         players = nn.SyncBatchNorm.convert_sync_batchnorm(players)
