@@ -130,3 +130,12 @@ def test_other_settings_in_the_same_folder_are_refused(prepare, tmp_path, chest,
     with pytest.raises(ValueError) as raised:
         prepare(tmp_path / "in", remove_table=True)
     one_line(raised, "remove_table", "choose another dataset_dir")
+
+
+def test_places_without_a_ct_are_named_as_they_were_typed(prepare, tmp_path, one_line):
+    places = [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        place.mkdir()
+    with pytest.raises(ValueError) as raised:
+        prepare(places)
+    one_line(raised, f"source_dir {places[0]}, {places[1]} holds no CT: 0 other files left out")

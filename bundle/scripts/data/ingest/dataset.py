@@ -90,7 +90,7 @@ def prepare_dataset(
     sides = None if size is None else [int(side) for side in three(size)]
     preparation = Preparation(three(spacing), sides, center, remove_table, min_coverage, min_lung_ml, paper_compat)
     if not findings.sources:
-        raise ValueError(f"source_dir {source_dir} holds no CT: {_left_out(findings)}")
+        raise ValueError(f"source_dir {', '.join(map(str, places))} holds no CT: {_left_out(findings)}")
     if dry_run:
         if idist.get_rank() == 0:
             _tell(findings)
