@@ -161,6 +161,10 @@ def test_overlays_come_in_their_order(capsys):
     assert [stack for stack, _ in stacks] == [[*TRAIN, *tail], [*GLOBAL, *tail]]
     assert shown(capsys, "train", "D", "C", "--finetune_from", "x.pt")[0][0] == ["train", "finetune"]
     assert shown(capsys, "train", "D", "C", "--residual_ckpt", "x.pt")[0][0] == ["train", "train_new_local"]
+    stacks = shown(capsys, "train", "D", "C", "--with", "route_tokens,muon", "--up", "2")
+    assert [stack for stack, _ in stacks] == [
+        ["train", "muon"], ["train", "train_global", "route_tokens", "muon"], ["train", "train_high_resolution", "muon"]
+    ]  # fmt: skip
     assert shown(capsys, "evaluate", "o", "r", "--with", "totalsegmentator")[0][0] == ["evaluate", "totalsegmentator"]
 
 

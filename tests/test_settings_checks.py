@@ -50,6 +50,8 @@ ALONE = (
 STACKS = (
     *((name,) for name in ALONE),
     ("train", "train_global"),
+    ("train", "train_global", "route_tokens", "muon"),
+    ("train", "finetune", "drop_tokens"),
     ("train", "finetune"),
     ("train", "train_new_local"),
     ("train", "train_wavelet"),

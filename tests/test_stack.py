@@ -20,6 +20,7 @@ GOOD = [
     ["train", "train_without_local", "paper_128", "paper_64"], ["train", "train_global", "paper_128", "paper_rad_128", "mlflow"],
     ["train", "train_high_resolution", "paper_up_128", "paper_up_256", "multi_gpu"],
     ["train", "train_high_resolution", "finetune_high_resolution", "paper_finetune_256"],
+    ["train", "train_global", "paper_128", "route_tokens", "muon", "mlflow", "multi_gpu"], ["train", "finetune", "drop_tokens"],
     ["train", "finetune", "flow_matching"], ["inference", "flow_matching", "multi_gpu"],
     ["inference", "inference_high_resolution", "paper_sampler", "multi_gpu"], ["evaluate", "wscore", "sampling_sweep"],
     ["evaluate", "totalsegmentator", "sampling_sweep"], ["evaluate", "multi_gpu"], ["preprocess"], ["export"],

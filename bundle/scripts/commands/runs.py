@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from ..settings.reach import described_settings, reached, require_effect
-from .stacks import PROCESSES, STAGE_LAYER, in_order, marks, merged, overlays, recipes, with_bases
+from .stacks import PROCESSES, STAGE_LAYER, goes_on, in_order, marks, merged, overlays, recipes, with_bases
 from .table import CONFIGS, Command
 from .typed import Typed, missing, named, nearest
 
@@ -208,10 +208,11 @@ def _stages(base: list[str], added: Sequence[str], stage: Optional[str], up: Opt
     """Stacks by the weights that they make, in the order of training."""
     if stage not in (None, "1", "2"):
         raise ValueError(f"stage must be 1 (local denoiser) or 2 (global residual), got {stage}")
-    stacks = {LOCAL: in_order(base, added), GLOBAL: in_order([*base, "train_global"], added)}
+    of_both = [name for name in added if goes_on(name, [*base, *added])]  # others need the transformer
+    stacks = {LOCAL: in_order(base, of_both), GLOBAL: in_order([*base, "train_global"], added)}
     if stage is not None:
         stacks = {name: stacks[name] for name in (LOCAL if stage == "1" else GLOBAL,)}
     if up is not None:  # a recipe is that of the grid below
-        others = [name for name in added if name not in recipes("train")]
+        others = [name for name in of_both if name not in recipes("train")]
         stacks[REFINER] = in_order([*base, "train_high_resolution"], others)
     return stacks

@@ -76,6 +76,17 @@ def unpatchify(tokens: Tensor, grid: List[int], stride: int) -> Tensor:
     return blocks.reshape(tokens.shape[0], channels, grid[0] * stride, grid[1] * stride, grid[2] * stride)
 
 
+def pick_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
+    """Some of a volume's tokens, (B or 1, N, F) and their numbers (B, K) -> (B, K, F)."""
+    index = kept[:, :, None].expand(kept.shape[0], kept.shape[1], tokens.shape[2])
+    return tokens.expand(kept.shape[0], tokens.shape[1], tokens.shape[2]).gather(1, index)
+
+
+def put_tokens(tokens: Tensor, kept: Tensor, new: Tensor) -> Tensor:
+    """Tokens (B, N, F) with new ones (B, K, F) in the places `kept` (B, K)."""
+    return tokens.scatter(1, kept[:, :, None].expand(new.shape[0], new.shape[1], new.shape[2]), new)
+
+
 def _axis_code(length: int, num_frequencies: int, device: torch.device) -> Tensor:
     """Code of one axis, (length, 2 * num_frequencies): sines, then cosines, of the token centres in [0, 1]."""
     centres = (torch.arange(length, dtype=torch.float32, device=device) + 0.5) / length

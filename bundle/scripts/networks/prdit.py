@@ -12,7 +12,7 @@ from ..hardware import GB, memory_bytes
 from .base import DenoisingNetwork
 from .kinds import kind
 from .local_denoiser import LocalDenoiser, NoLocalDenoiser
-from .residual_dit import Guide, ResidualDiT
+from .residual_dit import Guide, ResidualDiT, Route
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -64,12 +64,13 @@ class PRDiT(DenoisingNetwork):
         modulations: List[Tensor],
         positions: Optional[Tensor] = None,
         guide: Optional[Guide] = None,
+        route: Optional[Route] = None,
     ) -> Tensor:
-        """As `forward`, with times (B,) or (1,) and what `modulations` made of them; `positions` are stage 2's."""
+        """As `forward`, with times (B,) or (1,) and what `modulations` made of them; positions and route are stage 2's."""
         volume = x.to(self.time.weight.dtype)
         raw = self.local.denoise(volume, modulations[0])
         if self.residual is not None:
-            raw = raw + self.residual.refine(volume, modulations[1:], positions, guide)
+            raw = raw + self.residual.refine(volume, modulations[1:], positions, guide, route)
         raw = raw.to(x.dtype)
         return self._skip(x, times, raw, 1.0) if self.skip else raw
 
@@ -93,6 +94,12 @@ class PRDiT(DenoisingNetwork):
         if self.skip:
             local, residual = self._skip(x, times, local, 1.0), self._skip(x, times, residual, 0.0)
         return local, residual
+
+    @torch.jit.unused
+    def forward_routed(self, x: Tensor, timesteps: Tensor, route: Route) -> Tensor:
+        """As `forward`, where not all tokens see all blocks of stage 2, see `ResidualDiT.refine`."""
+        times = self._times(x, timesteps)
+        return self.predict(x, times, self.modulations(times), route=route)
 
     @torch.jit.unused
     def forward_local_padded(self, x: Tensor, timesteps: Tensor) -> Tensor:

@@ -17,13 +17,18 @@ from .layers import (
     modulate,
     pad_volume,
     patchify,
+    pick_tokens,
     position_code,
+    put_tokens,
     token_grid,
     unpatchify,
     zero_init,
 )
 
 Guide = Tuple[int, float]  # of layer-skip guidance: the block that is left out, and the weight w
+Route = Tuple[
+    Tensor, bool
+]  # in training: numbers of the tokens (B, K) that see all blocks, and whether others see none
 
 
 class Attention(nn.Module):
@@ -175,11 +180,14 @@ class ResidualDiT(nn.Module):
             None
         ]
 
-    def embed(self, x: Tensor, positions: Optional[Tensor]) -> Tensor:
-        """A volume's tokens (B, N, F), with their position code."""
+    def embed(self, x: Tensor, positions: Optional[Tensor], kept: Optional[Tensor] = None) -> Tensor:
+        """A volume's tokens (B, N, F), or those of them that are kept (B, K, F), with their position code."""
         if positions is None:
             positions = self.positions([x.shape[2], x.shape[3], x.shape[4]])
-        tokens = self.embedding(patchify(pad_volume(x, self.patch_size, self.stride), self.patch_size, self.stride))
+        patches = patchify(pad_volume(x, self.patch_size, self.stride), self.patch_size, self.stride)
+        if kept is not None:
+            patches, positions = pick_tokens(patches, kept), pick_tokens(positions, kept)
+        tokens = self.embedding(patches)
         return tokens + positions.to(tokens.dtype)  # autocast has other ones than the weights
 
     def predicted(self, tokens: Tensor, modulation: Tensor) -> Tensor:
@@ -188,15 +196,28 @@ class ResidualDiT(nn.Module):
         return self.output(modulate(self.final_norm(tokens), shift, scale))
 
     def refine(
-        self, x: Tensor, modulations: List[Tensor], positions: Optional[Tensor] = None, guide: Optional[Guide] = None
+        self,
+        x: Tensor,
+        modulations: List[Tensor],
+        positions: Optional[Tensor] = None,
+        guide: Optional[Guide] = None,
+        route: Optional[Route] = None,
     ) -> Tensor:
         """As `forward`, with what `modulations` made of the time, and `positions` of the volume's shape.
 
         With a guide R + w (R - R'), where R' leaves a block out and shares all blocks before it; the modulations must then
-        be of one time.
+        be of one time. With a route the other tokens pass by all blocks but the first and the last (TREAD, Krause et al.
+        2025), or are not there, and get a residual of 0 (SPRINT, Park et al. 2025).
         """
-        tokens, left_out = self.embed(x, positions), -1 if guide is None else guide[0]
+        kept, dropped = (None, False) if route is None else route
+        routed = None if dropped else kept
+        tokens, left_out = self.embed(x, positions, kept if dropped else None), -1 if guide is None else guide[0]
+        waiting, last = tokens, len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
+            if routed is not None and i == 1:
+                waiting, tokens = tokens, pick_tokens(tokens, routed)
+            if routed is not None and i == last:
+                tokens = put_tokens(waiting, routed, tokens)
             if not torch.jit.is_scripting() and self.activation_checkpointing and torch.is_grad_enabled():
                 after = checkpoint(block, tokens, modulations[i], use_reentrant=False)
             else:
@@ -206,4 +227,8 @@ class ResidualDiT(nn.Module):
         if guide is not None:
             whole, weaker = output.chunk(2)
             output = torch.lerp(weaker, whole, 1.0 + guide[1])
-        return unpatchify(output, token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride), self.stride)
+        grid = token_grid([x.shape[2], x.shape[3], x.shape[4]], self.stride)
+        if kept is not None and dropped:
+            count = grid[0] * grid[1] * grid[2]
+            output = put_tokens(output.new_zeros(output.shape[0], count, output.shape[2]), kept, output)
+        return unpatchify(output, grid, self.stride)

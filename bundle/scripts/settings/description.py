@@ -382,6 +382,13 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "refiner_window": Setting(whole(0, 1024), "patches cubed per volume and step; 0: whole volumes", "patches"),
         "consistency_weight": Setting(number(0, 1000), "of the low-frequency consistency; 0: Eq. 3 alone"),
     },
+    "route_tokens": {
+        "routed_share": Setting(number(0, below=1), "of the tokens, that pass by the inner blocks in training; 0: none")
+    },
+    "drop_tokens": {
+        "dropped_share": Setting(number(0, below=1), "of the tokens, that no block sees in training; 0: none")
+    },
+    "muon": {"muon_lr": Setting(number(above=0), "learning rate of the blocks' matrices after the warm-up")},
     "mlflow": {
         "tracking_uri": Setting(TEXT, "MLflow's server or database"),
         "experiment_name": Setting(TEXT, "of MLflow"),

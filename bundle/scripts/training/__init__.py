@@ -14,6 +14,7 @@ from .monitoring import (
     term_metrics,
     validation_share,
 )
+from .muon import MuonAndAdamW
 from .objectives import (
     Denoising,
     HeldOut,
@@ -21,6 +22,7 @@ from .objectives import (
     Objective,
     ObjectiveBatch,
     Refining,
+    Routed,
     local_denoising,
     numbers_of,
     sum_of_terms,

@@ -268,8 +268,11 @@ class TrainingCheckpoint:
         for name, weights in STARTED_ON.items():
             if best.get(name, self.settings.get(name)) != self.settings.get(name):
                 raise ValueError(f"{path} was trained on another {weights}; remove it, or bring that back")
-        if len(_trained(self.objects["optimizer"].state_dict())) != len(_trained(state["optimizer"])):
-            raise ValueError(f"{path} is of a run that trains other parts of the network; choose another ckpt_dir")
+        if _trained(self.objects["optimizer"].state_dict()) != _trained(state["optimizer"]):
+            raise ValueError(
+                f"{path} is of a run that trains other parts of the network, or by another optimizer; choose another "
+                "ckpt_dir"
+            )
         for part, now in self.trained_as().items():
             before = json.loads(best.get(part, now))
             before = seen_of(before) if part == "data" and before else before  # older ones have sizes as typed
@@ -351,6 +354,6 @@ def _content(path: Path) -> Optional[dict[str, Any]]:
     return state if all(isinstance(value, kind) for values, kind in of_type for value in values) else None
 
 
-def _trained(optimizer: dict[str, Any]) -> list[int]:
-    """Numbers of the parameters in an optimiser's state."""
-    return [number for group in optimizer["param_groups"] for number in group["params"]]
+def _trained(optimizer: dict[str, Any]) -> list[list[int]]:
+    """Numbers of the parameters in an optimiser's state, by group."""
+    return [list(group["params"]) for group in optimizer["param_groups"]]

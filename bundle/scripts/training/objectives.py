@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..inferers.inferer import autocast
 from ..networks.base import DenoisingNetwork
 from ..networks.high_resolution import HighResolutionPRDiT, cut_windows, downsample_nearest
-from ..networks.layers import check_reflection, token_grid
+from ..networks.layers import check_reflection, put_tokens, token_grid, unpatchify
 from ..networks.prdit import PRDiT
 from ..schedulers import DiffusionProcess
 from ..spaces import Space
@@ -221,12 +222,75 @@ class LocalDenoising(Denoising):
         return F.pad(cut, beyond, mode="reflect"), F.pad(noise, beyond, mode="reflect")
 
 
+class Routed(Denoising):
+    """Eq. 3, in steps where a share of the tokens, other ones in each volume and step, does not see all of the transformer.
+
+    Args:
+        network: with a transformer.
+        share: of the tokens.
+        dropped: they see no block, get no residual and count in no loss (SPRINT); otherwise they pass by all blocks but the
+            first and the last (TREAD).
+        others: see `Denoising`.
+
+    Raises:
+        ValueError: in one line, when there is no transformer, or it has too few blocks; at the first step, when a volume
+            has too few tokens.
+    """
+
+    network: PRDiT
+    called = "predict_routed"
+
+    def __init__(
+        self, network: PRDiT, process: DiffusionProcess, space: Space, share: float, dropped: bool, **others: Any
+    ) -> None:
+        super().__init__(network, process, space, **others)
+        self.share, self.dropped, self.setting = share, dropped, "dropped_share" if dropped else "routed_share"
+        residual = getattr(network, "residual", None)
+        blocks = 0 if residual is None else len(residual.blocks)
+        if blocks < (least := 1 if dropped else 3):
+            raise ValueError(f"{self.setting} needs a transformer of {least} or more blocks, this one has {blocks}")
+
+    def draw(self, volumes: Tensor) -> tuple[Tensor, list[int]]:
+        """Numbers of the tokens that are kept (B, K), and how many there are along each axis."""
+        assert self.network.residual is not None
+        grid = token_grid(list(volumes.shape[2:]), self.network.residual.stride)
+        count = math.prod(grid)
+        kept = count - round(self.share * count)
+        if not 0 < kept < count:
+            raise ValueError(f"{self.setting} {self.share} of {count} tokens leaves {kept}; choose another one")
+        return torch.rand(len(volumes), count, device=volumes.device).argsort(dim=1)[:, :kept], grid
+
+    def errors(self, volumes: Tensor, noise: Tensor, times: Tensor) -> Terms:
+        (kept, grid), noisy = self.draw(volumes), self.process.add_noise(volumes, noise, times)
+        with autocast(noisy.device, self.bf16):
+            prediction = self.predict_routed(noisy, times, kept).float()
+        target = self.process.get_target(volumes, noise, times)
+        if not self.dropped:
+            return self.named(prediction, target)
+        stride = volumes.shape[2] // grid[0]
+        mask = volumes.new_zeros(len(volumes), math.prod(grid), stride**3)
+        seen = unpatchify(put_tokens(mask, kept, mask.new_ones(*kept.shape, stride**3)), grid, stride)
+        terms = self.named(seen * prediction, seen * target)
+        return {name: term * (mask.shape[1] / kept.shape[1]) for name, term in terms.items()}
+
+    def predict_routed(self, noisy: Tensor, times: Tensor, kept: Tensor) -> Tensor:
+        return self.network.forward_routed(noisy, times, (kept, self.dropped))
+
+
 def local_denoising(
-    network: PRDiT, process: DiffusionProcess, space: Space, local_window: int = 0, **others: Any
+    network: PRDiT,
+    process: DiffusionProcess,
+    space: Space,
+    local_window: int = 0,
+    routed_share: float = 0.0,
+    dropped_share: float = 0.0,
+    **others: Any,
 ) -> Denoising:
-    """`LocalDenoising` on blocks of `local_window` patches a side, or `Denoising` of whole volumes where it is 0."""
+    """`LocalDenoising` on blocks of `local_window` patches a side, or of whole volumes `Routed` or plain `Denoising`."""
     if local_window:
         return LocalDenoising(network, process, space, local_window, **others)
+    if routed_share or dropped_share:
+        return Routed(network, process, space, routed_share or dropped_share, not routed_share, **others)
     return Denoising(network, process, space, **others)
 
 
