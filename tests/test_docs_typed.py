@@ -82,6 +82,7 @@ CT_FOLDERS, WEIGHTS = ("source_dir", "beside_dir", "dataset_dir", "real_dir", "g
     "backbone_ckpt",
     "finetune_from",
     "residual_ckpt",
+    "distill_from",
 )
 MANY_PROCESSES, SCRIPT = "torchrun", "python benchmarks/"
 

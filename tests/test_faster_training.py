@@ -215,5 +215,5 @@ def test_dropped_tokens_train(trained, tmp_path):
 
 
 def test_routing_needs_a_stage_with_a_transformer(tmp_path):
-    with assert_refused("route_tokens.yaml is an overlay of train_global.yaml or"):
+    with assert_refused("routed_share needs a transformer of 3 or more blocks, this one has 0"):
         run("training", ["train", "route_tokens"], **TINY, ckpt_dir=tmp_path)

@@ -7,6 +7,7 @@ Every file in `configs/` has a mark of its own, a key `stack_NAME` that nothing 
 - `layer`: files are merged in rising layers, since a later file replaces settings of those before it. Files of one layer
   exclude each other; layer 0 are the files that stand alone.
 - `over`: the file, or one of the files, that it is an overlay of.
+- `stage`: `model` is for stage 2 alone, where `prdit` trains both.
 - `processes`: under `torchrun`: `multi_gpu`, with that overlay; `any`, shares its work by itself; `one`, none but one.
 
 MONAI merges the files into one dictionary, in which the order of the marks is that of the files.

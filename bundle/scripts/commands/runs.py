@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from ..settings.reach import described_settings, reached, require_effect
-from .stacks import PROCESSES, STAGE_LAYER, goes_on, in_order, marks, merged, overlays, recipes, with_bases
+from .stacks import PROCESSES, STAGE_LAYER, in_order, marks, merged, overlays, recipes, with_bases
 from .table import CONFIGS, Command
 from .typed import Typed, missing, named, nearest
 
@@ -19,6 +19,7 @@ SWITCHES = ("show", "verbose")
 LOCAL, GLOBAL, REFINER = "local", "model", "high_resolution"  # names of the weights' files
 NOTHING = {"None": "$None", "null": "$None"}  # MONAI drops a plain None
 _STAGES = {LOCAL: "the local denoiser", GLOBAL: "the global residual", REFINER: "the refiner of a finer grid"}
+_STARTS = {"finetune_from": "finetune", "residual_ckpt": "train_new_local", "distill_from": "distill"}
 # settings that one stage alone takes where several are trained: the next ones take theirs from the weights before
 _OF_STAGE = {
     "grid": LOCAL, "field_of_view_mm": LOCAL, "hu_window": LOCAL, "local_window": LOCAL,
@@ -170,11 +171,10 @@ def _training(
     up: Optional[str],
 ) -> list[Run]:
     """The stages of training, one run each."""
-    if "finetune_from" in settings and "finetune" not in added:
-        added.append("finetune")
-    if "residual_ckpt" in settings and "train_new_local" not in added:
-        added.append("train_new_local")
-    for name in ("finetune_from", "residual_ckpt", "backbone_ckpt"):
+    for name, overlay in _STARTS.items():
+        if name in settings and overlay not in added:
+            added.append(overlay)
+    for name in (*_STARTS, "backbone_ckpt"):
         if name in settings:
             settings[name] = _weights_in(settings[name])
     factor = _number(up, "up", 2)
@@ -208,7 +208,7 @@ def _stages(base: list[str], added: Sequence[str], stage: Optional[str], up: Opt
     """Stacks by the weights that they make, in the order of training."""
     if stage not in (None, "1", "2"):
         raise ValueError(f"stage must be 1 (local denoiser) or 2 (global residual), got {stage}")
-    of_both = [name for name in added if goes_on(name, [*base, *added])]  # others need the transformer
+    of_both = [name for name in added if marks().get(name, {}).get("stage") != GLOBAL]  # others need the transformer
     stacks = {LOCAL: in_order(base, of_both), GLOBAL: in_order([*base, "train_global"], added)}
     if stage is not None:
         stacks = {name: stacks[name] for name in (LOCAL if stage == "1" else GLOBAL,)}

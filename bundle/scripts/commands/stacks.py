@@ -49,11 +49,6 @@ def with_bases(name: str, base: str) -> list[str]:
     return [name] if base in over else [*with_bases(over[0], base), name]
 
 
-def goes_on(name: str, stack: Sequence[str]) -> bool:
-    """Whether the file that an overlay lies over is in a stack; an overlay of no known name is told about elsewhere."""
-    return name not in marks() or bool(set(_over(marks()[name])) & set(stack))
-
-
 def _over(mark: dict[str, Any]) -> list[str]:
     over = mark.get("over", [])
     return [over] if isinstance(over, str) else over

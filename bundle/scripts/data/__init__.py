@@ -5,6 +5,7 @@ from .ingest import prepare_dataset
 from .phantoms import LABELS, chest_phantom
 from .training import (
     LoadCTd,
+    RandRolld,
     ToGridd,
     cache_count,
     ct_datalist,

@@ -80,6 +80,7 @@ class DiffusionGenerator(Generator):
         grid: voxels of the volumes along each axis.
         space: of the network; None is HU from -1000 to 1000.
         in_channels: channels of the volumes.
+        random_offset: patches are cut elsewhere at each call, as the volume's own generator says.
     """
 
     def __init__(
@@ -90,11 +91,15 @@ class DiffusionGenerator(Generator):
         grid: Sequence[int],
         space: Optional[Space] = None,
         in_channels: int = 1,
+        random_offset: bool = False,
     ) -> None:
         super().__init__()
         self.network, self.scheduler, self.space = network, scheduler, space or HUWindow()
         self.conditions = getattr(network, "conditions", ())
         self.shape = self.space.shape(in_channels, grid)
+        self.stride = max(network.strides()) if random_offset else 0
+        if random_offset and self.space.encoding != "voxels":
+            raise ValueError(f"random_offset is for networks of voxels, these see {self.space.encoding}; leave it out")
         if hasattr(network, "require_process"):
             network.require_process(scheduler.num_train_timesteps)
         scheduler.set_timesteps(num_inference_steps)
@@ -106,12 +111,21 @@ class DiffusionGenerator(Generator):
         device = next(self.network.parameters()).device
         calls, corrected = self.calls(self.conditions_of(items)), self._within_bounds(correct)
         self.scheduler.generator = [torch.Generator(device).manual_seed(item.seed) for item in items]
+        offsets = self._offsets(self.scheduler.generator, device)
         sample = self.scheduler.initial_noise((len(items), *self.shape), device)
-        for time, call in zip(self.scheduler.timesteps, calls):
-            sample = self.scheduler.step(call(sample), time, sample, correct=corrected)[0]  # the signal is not kept
+        for i, (time, call) in enumerate(zip(self.scheduler.timesteps, calls)):
+            prediction = call(_rolled(sample, offsets, i, 1))
+            prediction = _rolled(prediction, offsets, i, -1)
+            sample = self.scheduler.step(prediction, time, sample, correct=corrected)[0]  # the signal is not kept
             self.progress(len(items))
         whose = "the weights or the correction are" if correct else "the weights are"
         return self.space.decode(_finite(sample, items, whose))
+
+    def _offsets(self, generators: Sequence[torch.Generator], device: torch.device) -> list[list[list[int]]]:
+        """Of the grid of patches, along x, y, z at each call, for each volume; drawn at once, for a GPU is waited for."""
+        low, shape = -(self.stride // 2), (self.calls_per_volume, 3)
+        drawn = (torch.randint(low, low + self.stride, shape, generator=one, device=device) for one in generators)
+        return [one.tolist() for one in drawn] if self.stride else []
 
     def _within_bounds(self, correct: Optional[Correct]) -> Optional[Correct]:
         """The correction, after the signal has been brought to what the space bounds it to."""
@@ -136,6 +150,14 @@ class DiffusionGenerator(Generator):
                 self.network, times.float().to(device), self.shape[1:], there
             )
         return self._calls[1]
+
+
+def _rolled(volumes: Tensor, offsets: list[list[list[int]]], call: int, sign: int) -> Tensor:
+    """Volumes (B, C, X, Y, Z), each rolled by its own offset at a call; as they are where there are no offsets."""
+    if not offsets:
+        return volumes
+    shifts = [[sign * voxels for voxels in of_volume[call]] for of_volume in offsets]
+    return torch.stack([volume.roll(shift, (1, 2, 3)) for volume, shift in zip(volumes, shifts)])
 
 
 class DirectGenerator(Generator):
@@ -190,12 +212,13 @@ def build_generator(
     space: Space,
     in_channels: int = 1,
     guidance: Optional[Guidance] = None,
+    random_offset: bool = False,
 ) -> DiffusionGenerator | DirectGenerator:
     """What draws volumes with a network of any kind, see `DiffusionGenerator`; guidance is that of `guided`."""
     if hasattr(network, "latent_size"):
         return DirectGenerator(network, grid, space, num_inference_steps)
     sampled = guided(network, guidance, scheduler.path)
-    return DiffusionGenerator(sampled, scheduler, num_inference_steps, grid, space, in_channels)
+    return DiffusionGenerator(sampled, scheduler, num_inference_steps, grid, space, in_channels, random_offset)
 
 
 def network_at_times(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Sequence, Union
+from typing import Optional, Sequence, Union
 
 import ignite.distributed as idist
 
@@ -47,13 +47,17 @@ def grid_of(grid: Union[None, int, Sequence[int]], trained: Sequence[int], netwo
     return sides
 
 
-def check_weights(card: Card, grid: Sequence[int], allow_stage_1: bool = False) -> None:
-    """Refuses weights of stage 1, unless they are wanted, and warns of a grid that the weights do not know.
+def check_weights(
+    card: Card, grid: Sequence[int], allow_stage_1: bool = False, num_calls: Optional[int] = None
+) -> None:
+    """Refuses weights of stage 1, unless they are wanted, and warns of a grid or a number of network calls that the weights
+    are not made for.
 
     Args:
         card: of the weights.
         grid: to sample.
         allow_stage_1: whether volumes without anatomy are wanted.
+        num_calls: of the network, per volume.
 
     Raises:
         ValueError: in one line, when the network has no transformer.
@@ -66,6 +70,12 @@ def check_weights(card: Card, grid: Sequence[int], allow_stage_1: bool = False) 
         raise ValueError(
             "these are weights of stage 1, which draw noise without anatomy: train stage 2 and sample its model.pt, or "
             "set allow_stage_1 to true"
+        )
+    made_for = card.sampling.get("num_inference_steps", num_calls)
+    if num_calls not in (None, made_for) and idist.get_rank() == 0:
+        print(
+            f"warning: the weights are made for {made_for} network calls a volume, asked for are {num_calls}",
+            file=sys.stderr,
         )
     trained = card.data.grid if card.data else None
     if trained is not None and list(grid) != trained and idist.get_rank() == 0:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from ..data.intensity import HU, PAPER_COMPAT
 from ..files import PathLike, sha256_of
-from ..schedulers import build_scheduler
+from ..schedulers import build_scheduler, sampler_settings
 from ..settings.choices import ENCODINGS
 from ..spaces import HUWindow, build_space
 from .kinds import CHANGE_NO_WEIGHT, build_network, kind_of, override_settings
@@ -82,6 +82,19 @@ def _known(process: dict[str, Any]) -> dict[str, Any]:
     return process
 
 
+def _sampled(sampling: dict[str, Any]) -> dict[str, Any]:
+    try:
+        for calls in (None, *sampling.get("schedules", {})):
+            settings = sampler_settings(sampling, num_inference_steps=calls)
+            number, offset = settings.pop("num_inference_steps"), settings.pop("random_offset")
+            build_scheduler({"name": "cosine_sine"}, **settings).set_timesteps(int(number))
+    except (AttributeError, TypeError) as error:  # as various as what a JSON can hold
+        raise ValueError(str(error)) from None
+    if not isinstance(offset, bool):
+        raise ValueError(f"random_offset must be true or false, got {offset}")
+    return sampling
+
+
 class Card(BaseModel):
     """What weights are: everything that sampling, evaluation and further training need to know of them.
 
@@ -96,6 +109,7 @@ class Card(BaseModel):
     process: Annotated[dict[str, Any], AfterValidator(_known)] = {}  # 'name' and settings of a process
     data: Optional[Seen] = None
     guidance: dict[str, Any] = {}  # to sample with
+    sampling: Annotated[dict[str, Any], AfterValidator(_sampled)] = {}  # likewise, see `sampler_settings`
     stage: Optional[str] = None
     _path: Path = PrivateAttr(Path())
 

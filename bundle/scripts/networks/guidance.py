@@ -51,6 +51,9 @@ class Guided(nn.Module):
     def require_process(self, num_train_timesteps: int) -> None:
         self.network.require_process(num_train_timesteps)
 
+    def strides(self) -> list[int]:
+        return self.network.strides()
+
     def at_times(self, times: Tensor, spatial_shape: list[int]) -> list[Callable[[Tensor], Tensor]]:
         """See `DenoisingNetwork.at_times`."""
         weights = self.guidance.weights(self.path, times.tolist()) if not times.is_meta else [self.guidance.scale]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Callable, Optional, Sequence, Union
+from typing import Callable, Mapping, Optional, Sequence, Union
 
 import torch
 from monai.networks.schedulers import Scheduler
@@ -17,7 +17,7 @@ from .direct import Direct
 from .flow_matching import FlowMatching
 from .path import Generators, Path, PathPoint, draw_noise
 from .solvers import SOLVERS
-from .steps import SPACINGS, plan_steps
+from .steps import SPACINGS, Schedule, plan_steps
 from .training_times import TRAINING_TIMES, TrainingTimes
 
 # between the network's prediction and the step that follows from it: (signal, noise, x_t, point) -> (signal, noise)
@@ -53,6 +53,7 @@ class DiffusionProcess(Scheduler):
             deterministic.
         eta: instead of p, the injected noise as a share of the ancestral sampler's, 0 to 1 (DDIM, Song et al. 2021).
         spacing: of the steps, one of `SPACINGS`.
+        schedule: instead of spacing, predictor_ratio and eta: the lists of a `Schedule`, by name.
         prediction: what is taken from the network's output; None is all of it.
         training_times: see `TrainingTimes`.
         time_power: see `TrainingTimes`.
@@ -76,6 +77,7 @@ class DiffusionProcess(Scheduler):
         predictor_ratio: Optional[float] = None,
         eta: Optional[float] = None,
         spacing: str = "uniform",
+        schedule: Optional[Mapping[str, Sequence[float]]] = None,
         prediction: Optional[str] = None,
         training_times: str = "uniform",
         time_power: float = 1.0,
@@ -98,6 +100,7 @@ class DiffusionProcess(Scheduler):
         self.num_train_timesteps, self.spacing = num_train_timesteps, spacing
         self.solver_name, self.solver = solver, SOLVERS[solver]()
         self.predictor_ratio, self.eta = self.solver.injection(solver, predictor_ratio, eta)
+        self.schedule = None if schedule is None else _schedule(solver, schedule, predictor_ratio, eta)
         self.generator: Generators = None
         self.num_inference_steps: Optional[int] = None
         self.timesteps = torch.empty(0, dtype=torch.float64)  # until `set_timesteps`
@@ -144,13 +147,17 @@ class DiffusionProcess(Scheduler):
             )
         count = num_inference_steps // per_step
         starts = [SPACINGS[self.spacing]((count - i) / count) for i in range(count)]
+        if self.schedule is not None:
+            starts = list(self.schedule.positions)
+            if len(starts) != count or timesteps is not None:
+                raise ValueError(f"the schedule is of {len(starts)} steps alone, got num_inference_steps {count}")
         if timesteps is not None:
             starts = [float(self.path.position(float(t))) for t in timesteps]
             falling = all(a > b for a, b in zip(starts, starts[1:]))
             if len(starts) != count or not falling or not 0 < starts[-1] <= starts[0] <= 1:
                 raise ValueError(f"timesteps must be {count} {self.path.time_order}, got {list(timesteps)}")
         self.num_inference_steps = num_inference_steps
-        self._steps = plan_steps(self.path, starts, self.solver.offsets, self.predictor_ratio, self.eta)
+        self._steps = plan_steps(self.path, starts, self.solver.offsets, self.predictor_ratio, self.eta, self.schedule)
         self._times = [float(self.path.time(point.u)) for step in self._steps for point in step.calls]
         self._first_call = {t: i for i, t in reversed(list(enumerate(self._times)))}
         self._call = 0
@@ -212,6 +219,19 @@ class DiffusionProcess(Scheduler):
             raise ValueError(f"timestep {t} is out of turn: the solver {self.solver_name} needs the calls in order")
         self._call = (call + 1) % len(self._times)
         return call
+
+
+def _schedule(
+    solver: str, lists: Mapping[str, Sequence[float]], ratio: Optional[float], eta: Optional[float]
+) -> Schedule:
+    """A schedule by the names of its lists; ValueError in one line where it does not suit the solver."""
+    if solver != "multistep" or ratio is not None or eta is not None:
+        raise ValueError(
+            "a schedule is for the solver multistep, and has p of each step: leave predictor_ratio and eta out"
+        )
+    if set(lists) != set(Schedule._fields):
+        raise ValueError(f"a schedule has the lists {', '.join(Schedule._fields)}, got {', '.join(lists)}")
+    return Schedule(**lists).checked()
 
 
 class CosineSineScheduler(DiffusionProcess):

@@ -150,7 +150,9 @@ class Multistep(Solver):
         if self.coordinate is None or self.signal is None or step.previous is None:
             return 0.0
         end, start, previous = (self.coordinate(point) for point in (step.end, step.start, step.previous))
-        return 0.5 * (end - start) / (start - previous) if math.isfinite(end) and math.isfinite(previous) else 0.0
+        if not math.isfinite(end) or not math.isfinite(previous):
+            return 0.0
+        return 0.5 * step.memory * (end - start) / (start - previous)
 
     def advance(self, step: Step, call: int, noise: Tensor, signal: Tensor, sample: Tensor) -> Tensor:
         ratio = step.predicted.sigma / step.start.sigma

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Optional, Sequence
+from typing import Callable, NamedTuple, Optional, Sequence
 
 from .path import Path, PathPoint
 
@@ -15,6 +15,34 @@ SPACINGS: dict[str, Callable[[float], float]] = {
     "quadratic": lambda share: share**2,
     "two_sided": lambda share: 1 - (1 - share**2) ** 1.5,
 }
+
+
+class Schedule(NamedTuple):
+    """What was fitted for each of a few steps (benchmarks/fit_steps.py), one number a step.
+
+    Args:
+        positions: u where they start, falling.
+        predictor_ratios: p of Algorithm 1.
+        memories: shares of the change of the signal that 'multistep' adds, 1 where nothing is fitted.
+
+    Raises:
+        ValueError: in one line, see `checked`.
+    """
+
+    positions: Sequence[float]
+    predictor_ratios: Sequence[float]
+    memories: Sequence[float]
+
+    def checked(self) -> Schedule:
+        """Itself; ValueError in one line when lengths differ or a number is out of range."""
+        if not self.positions or len({*map(len, self)}) > 1:
+            raise ValueError(f"schedule needs three lists of one number for each step, got {[*map(list, self)]}")
+        falls = all(a > b for a, b in zip(self.positions, self.positions[1:]))
+        if not falls or not 0 < self.positions[-1] <= self.positions[0] <= 1:
+            raise ValueError(f"positions of a schedule must fall, from 1 to more than 0, got {list(self.positions)}")
+        if min(self.predictor_ratios) < 1 or not all(map(math.isfinite, [*self.predictor_ratios, *self.memories])):
+            raise ValueError("predictor_ratios of a schedule must be 1 or more, and all its numbers finite")
+        return self
 
 
 @dataclass(frozen=True)
@@ -28,6 +56,7 @@ class Step:
         previous: start of the step before, None in the first.
         keep: factor of the sample on the way from `predicted` up to `end`.
         inject: weight of the noise that is added there.
+        memory: factor of what a solver adds from the step before.
     """
 
     calls: tuple[PathPoint, ...]
@@ -36,6 +65,7 @@ class Step:
     previous: Optional[PathPoint]
     keep: float
     inject: float
+    memory: float = 1.0
 
     @property
     def start(self) -> PathPoint:
@@ -48,6 +78,7 @@ def plan_steps(
     offsets: Sequence[float] = (0.0,),
     predictor_ratio: Optional[float] = None,
     eta: Optional[float] = None,
+    schedule: Optional[Schedule] = None,
 ) -> list[Step]:
     """The steps that start at these falling positions; the last one ends at the data.
 
@@ -60,20 +91,24 @@ def plan_steps(
         offsets: of a step's network calls, as shares of the way to the predicted position.
         predictor_ratio: p of Algorithm 1; None where `eta` counts.
         eta: injected noise as a share of the ancestral sampler's.
+        schedule: with p and memory of each step instead.
     """
+    count = len(starts)
+    ratios = [predictor_ratio] * count if schedule is None else schedule.predictor_ratios
+    memories = [1.0] * count if schedule is None else schedule.memories
     here = path.points(starts)
     there = here[1:] + path.points([0.0])
-    predicted = path.points([_predicted(path, *ends, predictor_ratio, eta) for ends in zip(here, there)])
+    predicted = path.points([_predicted(path, *of_step, eta) for of_step in zip(here, there, ratios)])
     stages = [
         path.points([start.u + share * (goal.u - start.u) for start, goal in zip(here, predicted)]) for share in offsets
     ]
     steps = []
-    for calls, goal, end, previous in zip(zip(*stages), predicted, there, [None, *here]):
+    for calls, goal, end, previous, memory in zip(zip(*stages), predicted, there, [None, *here], memories):
         keep, inject = 1.0, 0.0
         if goal.u < end.u:
             keep = end.alpha / goal.alpha
             inject = math.sqrt(max(end.sigma**2 - (keep * goal.sigma) ** 2, 0.0))
-        steps.append(Step(calls, goal, end, previous, keep, inject))
+        steps.append(Step(calls, goal, end, previous, keep, inject, memory))
     return steps
 
 

@@ -167,15 +167,29 @@ _SAMPLE = {
     "num_samples": Setting(whole(1, 10 * MILLION), "volumes to make"),
     "seed": Setting(whole(0, LARGEST_SEED), "volume i is made from seed + i alone, whatever the batch"),
     "grid": Setting(maybe(_GRID), "of the volumes, along x, y, z; null: that of the weights", "voxels"),
-    "num_inference_steps": Setting(whole(1, 1000), "network calls per volume; heun takes a multiple of 2, rk4 of 4"),
-    "solver": Setting(choice(*SOLVERS), "how a step is taken, see docs/sampling.md"),
+    "num_inference_steps": Setting(
+        maybe(whole(1, 1000)),
+        "network calls per volume, of heun a multiple of 2, of rk4 of 4; null: as many as the weights are made for, or 20",
+    ),
+    "solver": Setting(
+        maybe(choice(*SOLVERS)), "how a step is taken, see docs/sampling.md; null: that of the weights, or multistep"
+    ),
     "predictor_ratio": Setting(
         maybe(number(1)), "p of Algorithm 1; 1: no noise is injected; null: the solver's own", instead_of="eta"
     ),
     "eta": Setting(
         maybe(_SHARE), "instead of p; 0: no noise, 1: the noise of the ancestral sampler", instead_of="predictor_ratio"
     ),
-    "spacing": Setting(choice(*SPACINGS), "of the steps' times"),
+    "spacing": Setting(maybe(choice(*SPACINGS)), "of the steps' times; null: that of the weights, or two_sided"),
+    "schedule": Setting(
+        maybe(
+            named(several(number(-100, 100)), "{'positions': [1, 0.5], 'predictor_ratios': [1, 1], 'memories': [1, 1]}")
+        ),
+        "of multistep, the start, p and memory of each step; null: as fitted for the weights, if at all",
+    ),
+    "random_offset": Setting(
+        maybe(SWITCH), "patches are cut elsewhere at each call, against seams; null: as the weights were trained"
+    ),
     "prediction": Setting(maybe(choice("noise")), "null: all that the network predicts; noise: that alone (Eq. 7-8)"),
     "process_name": Setting(maybe(choice(*PROCESSES)), "null: that of the weights; another one is refused"),
     "allow_stage_1": Setting(SWITCH, "samples weights of stage 1 too, which draw noise without anatomy"),
@@ -314,7 +328,7 @@ _TABLES = {
     "output_dir": Setting(FOLDER, "where tables, figures and samples are written"),
     "num_samples": Setting(whole(1, 10 * MILLION), "of each seed of sampling", "volumes"),
     "num_seeds": Setting(whole(1, 1000), "of sampling, over which FID and MMD have a mean and a spread"),
-    "num_inference_steps": _SAMPLE["num_inference_steps"],
+    "num_inference_steps": Setting(whole(1, 1000), "network calls per volume"),
     "sampling_batch_size": Setting(whole(1, 65_536), "at a time", "volumes"),
     "num_timed": Setting(whole(1, MILLION), "whose sampling is timed, one by one (Table 6)", "volumes"),
     **{
@@ -339,6 +353,13 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "train_global": {"local_ckpt": Setting(FILE, "stage 1's weights"), "local_window": _NO_WINDOW},
     "finetune": {
         "finetune_from": Setting(INPUT_FILE, "weights to start from, of any sizes"),
+        "local_window": _NO_WINDOW,
+    },
+    "distill": {
+        "distill_from": Setting(INPUT_FILE, "weights to start from, of any sizes"),
+        "num_inference_steps": Setting(whole(1, 1000), "network calls per volume that the new weights are made for"),
+        "intervals": Setting(several(whole(1, 1000)), "of the path, in equal parts of the run"),
+        "anchor_weight": Setting(number(0, MILLION), "of the denoising of the other half of a batch; 0: none"),
         "local_window": _NO_WINDOW,
     },
     "finetune_high_resolution": {"finetune_from": Setting(INPUT_FILE, "weights to start from")},

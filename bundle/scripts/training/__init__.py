@@ -2,6 +2,7 @@
 
 from .adversarial import Adversarial, HeldOutAdversarial, new_discriminator, two_rates
 from .checkpoints import TrainingCheckpoint, claim_folder, require_epochs
+from .consistency import Consistency
 from .handlers import AveragedWeights, EpochSeed, GradientGuard, LearningRateSchedule
 from .length import run_length, steps_of, tell_length
 from .monitoring import (

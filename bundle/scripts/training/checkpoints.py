@@ -29,6 +29,7 @@ STARTED_ON = {
     "backbone_sha256": "backbone than backbone_ckpt",
     "autoencoder_sha256": "autoencoder than autoencoder_ckpt",
     "finetune_sha256": "start than finetune_from",
+    "teacher_sha256": "start than distill_from",
 }
 
 

@@ -286,11 +286,12 @@ def local_denoising(
     dropped_share: float = 0.0,
     **others: Any,
 ) -> Denoising:
-    """`LocalDenoising` on blocks of `local_window` patches a side, or of whole volumes `Routed` or plain `Denoising`."""
-    if local_window:
+    """`Routed` where a share of the tokens is, `LocalDenoising` on blocks of `local_window` patches a side, or `Denoising`."""
+    share = routed_share or dropped_share
+    if local_window and not share:
         return LocalDenoising(network, process, space, local_window, **others)
-    if routed_share or dropped_share:
-        return Routed(network, process, space, routed_share or dropped_share, not routed_share, **others)
+    if share:
+        return Routed(network, process, space, share, not routed_share, **others)
     return Denoising(network, process, space, **others)
 
 

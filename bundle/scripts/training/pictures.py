@@ -23,7 +23,7 @@ from ..inferers.parts import denoised_parts
 from ..networks.guidance import is_stage_1
 from ..networks.high_resolution import HighResolutionPRDiT
 from ..networks.vq_gan import VQGAN
-from ..schedulers import DiffusionProcess
+from ..schedulers import build_scheduler, sampler_settings
 from ..spaces import Space
 
 Rows = list[list[tuple[str, np.ndarray]]]  # named slices
@@ -48,7 +48,8 @@ class TrainingPictures:
         losses: CSV of `LossCSV`, which comes before this handler, as the validation does.
         evaluator: that validates the average.
         network: the average.
-        scheduler: the process, with the solver that samples.
+        process: name and settings.
+        made_for: the sampler that the weights are made for, see `sampler_settings`.
         space: of the network.
         seen: 'grid' and 'field_of_view_mm' of the volumes.
         num_samples: volumes to sample.
@@ -61,14 +62,17 @@ class TrainingPictures:
         losses: Union[str, Path],
         evaluator: Engine,
         network: Any,
-        scheduler: DiffusionProcess,
+        process: dict,
         space: Space,
         seen: Mapping[str, Sequence[float]],
+        made_for: Mapping[str, Any] = {},
         num_samples: int = 2,
         bf16: Any = None,
     ) -> None:
         self.pictures, self.losses, self.evaluator = pictures, Path(losses), evaluator
-        self.network, self.scheduler, self.space = network, scheduler, space
+        self.network, self.space, settings = network, space, sampler_settings(made_for)
+        self.calls, self.random_offset = settings.pop("num_inference_steps"), settings.pop("random_offset")
+        self.scheduler = build_scheduler(process, **settings)
         self.grid = [int(side) for side in three(seen["grid"])]
         voxel = [mm / side for mm, side in zip(three(seen["field_of_view_mm"]), self.grid)]
         self.aspect = voxel[2] / voxel[0]
@@ -114,8 +118,10 @@ class TrainingPictures:
         if is_stage_1(self.network.settings) or isinstance(self.network, VQGAN):
             return []
         # a new one, for it keeps what the weights make of the times
-        calls = 1 if hasattr(self.network, "latent_size") else 20
-        generator = build_generator(self.network, self.scheduler, calls, self.grid, self.space)
+        calls = 1 if hasattr(self.network, "latent_size") else self.calls
+        generator = build_generator(
+            self.network, self.scheduler, calls, self.grid, self.space, random_offset=self.random_offset
+        )
         volumes = [generator.sample([Item(seed)]) for seed in range(self.num_samples)]
         return [[(f"seed {seed}", self.coronal(volume)) for seed, volume in enumerate(volumes)]]
 

@@ -26,6 +26,7 @@ _NEEDED = {
     "local_ckpt": "stage 2 needs stage 1's weights at {}: train stage 1 with the same ckpt_dir first",
     "residual_ckpt": "a new local denoiser needs residual_ckpt, the weights whose transformer stays",
     "finetune_from": "fine-tuning needs finetune_from, the weights to start from",
+    "distill_from": "distillation needs distill_from, the weights to start from",
     "autoencoder_ckpt": "latents need their autoencoder at {}: train train_autoencoder.yaml with the same ckpt_dir first",
     "backbone_ckpt": "high resolution needs backbone_ckpt, the weights of the lower grid",
 }
@@ -36,7 +37,7 @@ def start_from(ckpt_path: Union[None, str, Path], setting: str, process: Optiona
 
     Args:
         ckpt_path: the weights, with their JSON beside them.
-        setting: that names them: 'local_ckpt', 'residual_ckpt', 'finetune_from' or 'backbone_ckpt'.
+        setting: that names them: 'local_ckpt', 'residual_ckpt', 'finetune_from', 'distill_from' or 'backbone_ckpt'.
         process: of this run, as it will be stored with the weights; None checks nothing.
 
     Raises:
@@ -46,7 +47,7 @@ def start_from(ckpt_path: Union[None, str, Path], setting: str, process: Optiona
     if ckpt_path is None or (setting in ("local_ckpt", "autoencoder_ckpt") and not Path(ckpt_path).is_file()):
         raise ValueError(_NEEDED[setting].format(ckpt_path))
     card = read_card(ckpt_path, required=["data", "process"])
-    if setting == "finetune_from" and card.kind in ("ha_gan", "vq_gan"):
+    if setting in ("finetune_from", "distill_from") and card.kind in ("ha_gan", "vq_gan"):
         raise ValueError(f"{ckpt_path} is of a GAN, which cannot be trained on without its discriminator")
     for name, value in (process or {}).items():
         if card.process.get(name, None if name == "name" else value) != value:

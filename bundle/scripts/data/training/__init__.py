@@ -2,4 +2,4 @@
 
 from .datalist import ct_datalist, identity, intensity_of
 from .field_of_view import fit_volumes, require_little_padding
-from .transforms import LoadCTd, ToGridd, cache_count
+from .transforms import LoadCTd, RandRolld, ToGridd, cache_count

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Orientation, ResizeWithPadOrCrop, Spacing
+from monai.transforms import MapTransform, Orientation, RandomizableTransform, ResizeWithPadOrCrop, Spacing
 
 from ..dicom import MAX_TILT_DEGREES
 from ..geometry import extent, grid_affine, ras_affine, three
@@ -119,6 +119,29 @@ class ToGridd(MapTransform):
         affine[:3, 3] += affine[:3, :3] @ offset
         affine[:3, :3] = affine[:3, :3] * torch.tensor(factors, dtype=affine.dtype)
         return MetaTensor(pooled, affine=affine)
+
+
+class RandRolld(RandomizableTransform, MapTransform):
+    """Rolls volumes (1, X, Y, Z) by up to half a stride along each axis, so that patches are cut at any place.
+
+    Noise knows of no place: to roll the volume and its prediction back is to move the grid of the patches.
+
+    Args:
+        keys: of the volumes.
+        stride: of the patches, in voxels.
+    """
+
+    def __init__(self, keys: Hashable, stride: int) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self)
+        self.offsets = range(-(stride // 2), stride - stride // 2)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        offsets = self.R.choice(self.offsets, 3).tolist()
+        for key in self.key_iterator(out):
+            out[key] = out[key].roll(offsets, (1, 2, 3))
+        return out
 
 
 def cache_count(cache_gb: float, grid: Sequence[int]) -> int:

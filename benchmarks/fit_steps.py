@@ -1,0 +1,129 @@
+"""Fits times, p and memory of `multistep` for few network calls, for weights trained on phantoms. Run by hand, hours:
+
+    python benchmarks/fit_steps.py --work DIR --calls 6 8 10                        # writes DIR/schedules.json
+    python benchmarks/fit_steps.py --work DIR --calls 6 8 10 --write_card True     # and into the JSON of the weights
+
+Six numbers are fitted for each number of calls, by Nelder and Mead's simplex (SciPy) on `distance` of quality.py, of the same seeds
+each time: two of the spacing u = 1 - (1 - s^a)^b, p at the first and at the last step, memory at both; between them they run
+linearly. What was found is reported on other seeds, beside the default with as many calls. Every evaluation is kept, and a fit that was
+broken off takes them from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, Optional, Sequence
+
+import numpy as np
+import torch
+from quality import DISTANCE, LIKENESS, Scale
+from scipy.optimize import minimize
+
+from scripts.files import write_json  # quality.py has made the package known
+from scripts.inferers import Item, build_generator, inference_network
+from scripts.networks import guidance_of, load_network, read_card, space_of
+from scripts.networks.card import description_path
+from scripts.schedulers import build_scheduler, sampler_settings
+
+SHIPPED = Path(__file__).resolve().parents[1] / "bundle" / "models" / "model.pt"
+START = np.array([2.0, 1.5, 3.0, 3.0, 1.0, 1.0])  # a, b of the spacing two_sided; p 3; the memory of multistep
+STEPS = np.array([0.3, 0.2, 0.5, 0.5, 0.2, 0.2])  # of the first simplex
+LEAST, MOST = np.array([0.5, 0.5, 1.0, 1.0, 0.0, 0.0]), np.array([4.0, 4.0, 20.0, 20.0, 2.0, 2.0])
+
+
+def schedule_of(numbers: Sequence[float], calls: int) -> dict[str, list[float]]:
+    """The six numbers as a schedule of so many steps."""
+    a, b, first_ratio, last_ratio, first_memory, last_memory = np.clip(numbers, LEAST, MOST).tolist()
+    left = np.arange(calls, 0, -1) / calls
+    lists = {
+        "positions": 1 - (1 - left**a) ** b,
+        "predictor_ratios": np.linspace(first_ratio, last_ratio, calls),
+        "memories": np.linspace(first_memory, last_memory, calls),
+    }
+    return {name: [round(float(value), 6) for value in values] for name, values in lists.items()}
+
+
+class Fit:
+    """Draws and measures volumes of a schedule.
+
+    Args:
+        args: of the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.card = args, read_card(args.ckpt_path, required=["data", "process"])
+        self.network = inference_network(load_network(self.card), "cpu", args.bf16)
+        data = self.card.data
+        self.scale = Scale(args.num_phantoms, args.num_samples, data.grid, data.field_of_view_mm)
+        self.path = args.work / f"evaluations_{self.card.sha256[:12]}_{args.num_samples}_{args.num_phantoms}.json"
+        self.known: dict[str, dict[str, float]] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    def measured(self, calls: int, schedule: Optional[dict[str, list[float]]], seed: int) -> dict[str, float]:
+        """`distance`, likeness and all else of quality.py; without a schedule of the default sampler."""
+        key = json.dumps([calls, schedule, seed])
+        if key not in self.known:
+            settings = sampler_settings({}, num_inference_steps=calls, schedule=schedule)
+            generator = self.generator(settings)
+            seeds, batch = range(seed, seed + self.args.num_samples), self.args.batch_size
+            parts = [seeds[i : i + batch] for i in range(0, len(seeds), batch)]
+            volumes = torch.cat([generator.sample([Item(one) for one in part]) for part in parts])[:, 0].numpy()
+            self.known[key] = {name: one.value for name, one in self.scale.measure(volumes).items()}
+            write_json(self.path, self.known)
+        return self.known[key]
+
+    def generator(self, settings: dict[str, Any]) -> Any:
+        number, offset = settings.pop("num_inference_steps"), settings.pop("random_offset")
+        scheduler, guidance = build_scheduler(self.card.process, **settings), guidance_of(self.card)
+        space = space_of(self.card)
+        return build_generator(self.network, scheduler, number, self.card.data.grid, space, 1, guidance, offset)
+
+    def fitted(self, calls: int) -> dict[str, list[float]]:
+        """The best schedule that was found on the first seeds."""
+
+        def distance(numbers: np.ndarray) -> float:
+            outside = np.abs(numbers - np.clip(numbers, LEAST, MOST)).sum()
+            schedule = schedule_of(numbers, calls)
+            found = self.measured(calls, schedule, self.args.first_seed)[DISTANCE]
+            print(f"{calls} calls: {found:.4f} {np.round(numbers, 3).tolist()}", flush=True)
+            return found + float(outside)
+
+        simplex = np.vstack([START, START + np.diag(STEPS)])
+        options = {"maxfev": self.args.evaluations, "initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-4}
+        return schedule_of(minimize(distance, START, method="Nelder-Mead", options=options).x, calls)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--ckpt_path", type=Path, default=SHIPPED)
+    parser.add_argument("--calls", type=int, nargs="+", default=[6, 8, 10])
+    parser.add_argument("--evaluations", type=int, default=120, help="for each number of calls")
+    parser.add_argument("--num_samples", type=int, default=16)
+    parser.add_argument("--num_phantoms", type=int, default=128)
+    parser.add_argument("--first_seed", type=int, default=1000)
+    parser.add_argument("--report_seed", type=int, default=2000)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--bf16", type=lambda word: word == "True", default=None)
+    parser.add_argument("--write_card", type=lambda word: word == "True", default=False)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    fit = Fit(args)
+    schedules = {str(calls): fit.fitted(calls) for calls in args.calls}
+    write_json(args.work / "schedules.json", schedules)
+    print("| calls | sampler | distance | likeness | on the seeds of the fit |\n|---|---|---|---|---|")
+    for calls in args.calls:
+        for name, schedule in (("default", None), ("fitted", schedules[str(calls)])):
+            there, here = (fit.measured(calls, schedule, seed) for seed in (args.report_seed, args.first_seed))
+            print(f"| {calls} | {name} | {there[DISTANCE]:.3f} | {there[LIKENESS]:.3f} | {here[DISTANCE]:.3f} |")
+    if args.write_card:
+        path = description_path(args.ckpt_path)
+        content = json.loads(path.read_text())
+        sampling = content.get("sampling", {})
+        content["sampling"] = {**sampling, "schedules": {**sampling.get("schedules", {}), **schedules}}
+        write_json(path, content)
+
+
+if __name__ == "__main__":
+    main()

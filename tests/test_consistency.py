@@ -1,0 +1,166 @@
+"""Weights for few calls: the consistency function, what it learns, and distill.yaml as users run it."""
+
+import copy
+import math
+
+import pytest
+import torch
+from bundle_runs import TINY, assert_refused, bytes_of, run, sample
+from ignite.engine import Engine
+from scipy.optimize import minimize_scalar
+
+from scripts.networks import read_card
+from scripts.schedulers import CosineSineScheduler, FlowMatchingScheduler
+from scripts.spaces import HUWindow
+from scripts.training import Consistency, Denoising, sum_of_terms
+
+STACK = ["train", "distill"]
+GIVEN = {
+    name: value for name, value in TINY.items() if name not in ("grid", "depth", "num_heads", "stride")
+    and "_size" not in name and "local" not in name
+}  # fmt: skip
+GIVEN |= {"batch_size": 4}
+
+
+@pytest.mark.parametrize(("process", "settings"), [
+    (CosineSineScheduler, {"parametrization": "skip"}), (FlowMatchingScheduler, {"num_predictions": 1}),
+])  # fmt: skip
+def test_at_the_data_the_signal_is_the_volume(make_network, make_volume, process, settings):
+    network, x, process = make_network(**settings), make_volume(2, 1, 4, 4, 4), process()
+    objective = Consistency(network, process, HUWindow(), network)
+    positions = torch.zeros(2, dtype=torch.float64)
+    found = objective.signal(network(x, process.path.time(positions).float()), x, positions)
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-6)
+
+
+class Scaling(torch.nn.Module):
+    """f(x) = c x, with a c for each interval of the path; one of them is trained at a time."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.factor, self.parts, self.found = torch.nn.Parameter(torch.ones(())), parts, [1.0]
+
+    def forward(self, x, times):
+        signal = torch.cat(
+            [self.at(round(float(time) / 1000 * self.parts)) * one for one, time in zip(x.split(1), times)]
+        )
+        return torch.cat([x, signal], 1)
+
+    def at(self, end):
+        return self.found[end] if end < len(self.found) else self.factor
+
+
+class AsItIs(HUWindow):
+    """Data that is not clipped."""
+
+    def encode(self, hu):
+        return hu
+
+
+class OneInterval(CosineSineScheduler):
+    time = 0.0
+
+    def sample_timesteps(self, count, device="cpu"):
+        return torch.full((count,), self.time)
+
+
+@torch.no_grad()
+def test_on_gaussian_data_one_call_is_the_exact_flow():
+    """Tuned from the data to the noise, interval by interval: what the ODE makes of noise is std times as large."""
+    std, parts, process = 0.5, 256, OneInterval()
+    student = Scaling(parts)
+    objective = Consistency(student, process, AsItIs(), student, [parts], anchor_weight=0.0)
+    drawn = torch.randn(1, 1, 32, 32, 16, generator=torch.Generator().manual_seed(0))
+    volumes = std * (drawn / drawn.square().mean().sqrt())
+    for end in range(1, parts + 1):
+        process.time = 1000 * (end - 0.5) / parts
+
+        def loss(factor):
+            torch.manual_seed(end)  # the same noise in each evaluation
+            student.factor.data.fill_(factor)
+            return objective({"image": volumes})["consistency"].item()
+
+        near = (0.97 * student.found[-1], student.found[-1])
+        student.found.append(minimize_scalar(loss, bounds=near, method="bounded", options={"xatol": 2e-6}).x)
+    assert student.found[-1] == pytest.approx(std, rel=0.01)
+    scheduler = CosineSineScheduler(solver="ddim", predictor_ratio=1000.0)
+    scheduler.set_timesteps(1)
+    x = scheduler.initial_noise((1, 1, 4, 4, 4))
+    (time,) = scheduler.timesteps
+    found = scheduler.step(student(x, time.float()[None]), time, x)[0]
+    torch.testing.assert_close(found, std * x, rtol=0.01, atol=1e-6)
+
+
+def test_half_of_a_batch_is_denoised_as_ever(make_network, make_volume):
+    network = make_network(parametrization="skip")
+    objective = Consistency(network, CosineSineScheduler(), HUWindow(), copy.deepcopy(network), anchor_weight=3.0)
+    batch = {"image": 300 * make_volume(4, 1, 4, 4, 4), "index": torch.arange(4)}
+    torch.manual_seed(0)
+    terms = objective(batch)
+    torch.manual_seed(0)
+    plain = Denoising(network, CosineSineScheduler(), HUWindow())
+    volumes = plain.space.encode(batch["image"])
+    noise, times = plain.process.sample_noise(volumes), plain.process.sample_timesteps(4)
+    for name, value in plain.errors(volumes[2:], noise[2:], times[2:]).items():
+        torch.testing.assert_close(terms[name], 3 * value)
+    assert tuple(terms) == objective.terms == ("noise", "signal", "consistency")
+    assert math.isfinite(sum_of_terms(objective({name: one[:1] for name, one in batch.items()})).item())
+
+
+def test_the_target_is_the_averages_and_has_no_gradient(make_network, make_volume):
+    network, average = make_network(seed=0, parametrization="skip"), make_network(seed=1, parametrization="skip")
+    batch = {"image": 300 * make_volume(4, 1, 4, 4, 4)}
+
+    def loss_of(average):
+        torch.manual_seed(0)
+        return Consistency(network, CosineSineScheduler(), HUWindow(), average)(batch)["consistency"]
+
+    assert not torch.allclose(loss_of(network), loss_of(average))
+    loss_of(average).backward()
+    assert all(one.grad is None for one in average.parameters())
+    assert any(one.grad is not None and one.grad.any() for one in network.parameters())
+    objective = Consistency(network, CosineSineScheduler(), HUWindow(), average)
+    assert len(list(objective.parameters())) == len(list(network.parameters()))
+
+
+def test_intervals_follow_the_run(make_network):
+    network = make_network()
+    objective, seen = Consistency(network, CosineSineScheduler(), HUWindow(), network, [8, 16, 32]), []
+    objective.goal = lambda volumes, noise, ends, parts: seen.append(parts) or volumes
+    engine = Engine(lambda engine, batch: objective(batch))
+    objective.attach(engine)
+    engine.run([{"image": torch.zeros(2, 1, 4, 4, 4)}] * 3, max_epochs=2)
+    assert seen == [8, 8, 16, 16, 32, 32]
+
+
+def test_a_student_is_trained_continued_and_sampled_by_its_card(trained, tmp_path, capsys):
+    teacher = trained / "ckpt" / "model.pt"
+    weights = {}
+    for name, lengths in (("whole", [2]), ("broken", [1, 2])):
+        for epochs in lengths:
+            run("training", STACK, **GIVEN, distill_from=teacher, ckpt_dir=tmp_path / name, max_epochs=epochs,
+                intervals=[4], lr_decay_to=1.0, warmup=0.0, activation_checkpointing=True, bf16=True)  # fmt: skip
+        weights[name] = bytes_of(tmp_path / name / "model.pt")
+    assert weights["whole"] == weights["broken"]
+    card = read_card(tmp_path / "whole" / "model.pt")
+    assert card.sampling == {
+        "num_inference_steps": 4,
+        "solver": "ddim",
+        "predictor_ratio": 1000.0,
+        "spacing": "uniform",
+    }
+    assert card.facts["teacher_sha256"] == read_card(teacher).sha256
+    settings = {"ckpt_path": card.path, "num_samples": 1, "device": TINY["device"]}
+    sample(**settings, output_dir=tmp_path / "own")
+    told = capsys.readouterr()
+    assert "4 network calls each" in told.out and "made for" not in told.err
+    sample(**settings, num_inference_steps=2, output_dir=tmp_path / "two")
+    assert "the weights are made for 4 network calls a volume, asked for are 2" in capsys.readouterr().err
+
+
+def test_what_cannot_be_distilled_is_told_in_one_line(trained, tmp_path):
+    teacher = trained / "ckpt" / "model.pt"
+    with assert_refused("was trained with the process cosine_sine, this run has flow_matching"):
+        run("training", [*STACK, "flow_matching"], **GIVEN, distill_from=teacher, ckpt_dir=tmp_path)
+    with assert_refused("distill_from is needed"):
+        run("training", STACK, **GIVEN, ckpt_dir=tmp_path)
