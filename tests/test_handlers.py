@@ -364,6 +364,9 @@ def test_a_shorter_run_is_refused_before_it_loads_anything(tmp_path, one_line):
     with pytest.raises(ValueError) as raised:
         require_epochs(tmp_path, "local", 1)
     one_line(raised, "max_epochs is 1", "trained to epoch 2", "more than 2")
+    with pytest.raises(ValueError) as raised:  # asked for in steps
+        require_epochs(tmp_path, "local", 1, 40)
+    one_line(raised, "max_steps is 40, which are 1 epochs", "trained to epoch 2", "set max_steps to more than 80")
     require_epochs(tmp_path, "local", 2)
     (tmp_path / "local_checkpoint_epoch=9.pt").write_bytes(b"half")  # it will be set aside
     require_epochs(tmp_path, "local", 2)

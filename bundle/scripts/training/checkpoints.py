@@ -77,27 +77,32 @@ def _unclaim(ckpt_dir: Union[str, Path], name: str) -> None:
         _begun(ckpt_dir, name).unlink(missing_ok=True)
 
 
-def require_epochs(ckpt_dir: Union[str, Path], name: str, max_epochs: Optional[int]) -> None:
+def require_epochs(
+    ckpt_dir: Union[str, Path], name: str, max_epochs: Optional[int], epoch_length: Optional[int] = None
+) -> None:
     """Refuses to continue a training that is longer already.
 
     Args:
         ckpt_dir: of the run.
         name: 'local' for stage 1, 'model' for stage 2.
         max_epochs: of the run; None where it is not known yet.
+        epoch_length: steps; None where the run was not asked for in steps.
 
     Raises:
         ValueError: in one line, when the newest checkpoint is of a later epoch.
     """
     kept = checkpoints(ckpt_dir, name)
     if kept:
-        _require_epochs(kept[-1], max_epochs)
+        _require_epochs(kept[-1], max_epochs, epoch_length)
 
 
-def _require_epochs(newest: Path, max_epochs: Optional[int]) -> None:
-    if max_epochs is not None and _epoch_of(newest) > max_epochs and _content(newest) is not None:
+def _require_epochs(newest: Path, max_epochs: Optional[int], epoch_length: Optional[int] = None) -> None:
+    if max_epochs is not None and (done := _epoch_of(newest)) > max_epochs and _content(newest) is not None:
+        name, given = ("max_steps", max_epochs * epoch_length) if epoch_length else ("max_epochs", max_epochs)
+        also = f", which are {max_epochs} epochs" if epoch_length else ""
         raise ValueError(
-            f"max_epochs is {max_epochs}, but {newest} is trained to epoch {_epoch_of(newest)}: set max_epochs to more "
-            f"than {_epoch_of(newest)}"
+            f"{name} is {given}{also}, but {newest} is trained to epoch {done}: set {name} to more than "
+            f"{done * (epoch_length or 1)}"
         )
 
 
