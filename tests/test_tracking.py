@@ -79,3 +79,10 @@ def test_mlflow_records_what_the_csv_does(tmp_path):
     assert [value for (value,) in found] == pytest.approx(
         [float(row["val_loss"]) for row in losses(tmp_path)], abs=1e-5
     )
+
+
+def test_what_mlflow_lacks_is_said(monkeypatch, one_line):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ValueError) as raised:
+        require_mlflow("sqlite:///x.db")
+    one_line(raised, "mlflow.yaml needs the package mlflow", "pip install mlflow")

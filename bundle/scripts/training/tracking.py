@@ -16,10 +16,11 @@ def require_mlflow(tracking_uri: str) -> None:
         tracking_uri: of the server or database; the environment's MLFLOW_TRACKING_URI goes before it, as in MLflow.
 
     Raises:
-        ValueError: in one line.
-        OptionalImportError: where MLflow is not installed.
+        ValueError: in one line, where MLflow is not installed, too.
     """
-    mlflow, _ = optional_import("mlflow")
+    mlflow, installed = optional_import("mlflow")
+    if not installed:
+        raise ValueError("mlflow.yaml needs the package mlflow, which is not installed: pip install mlflow")
     client = mlflow.MlflowClient
     uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri
     if "://" not in uri or uri.startswith("file:"):
