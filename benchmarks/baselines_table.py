@@ -26,7 +26,7 @@ PHANTOMS = "other phantoms"
 NUM_SHOWN, PIXELS = 6, 160
 DISTANCES = ["FID", "KID", "MMD", "HU-Wasserstein (HU)", "log10 spectrum error", "precision", "recall"]
 PROPERTIES = ["seams, stride 4", "seams, stride 8", "grain (HU)", "likeness", "lung vessels (%)", "bone pieces"]
-CRITICS = {"critics": "pairs", "batch_size": 16, "lr": 1.0e-4, "critic_channels": [16, 32, 64, 128], "num_seeds": 2}
+CRITICS = {"critics": "pairs", "batch_size": 8, "lr": 1.0e-3, "critic_channels": [8, 16, 32, 64], "num_seeds": 2}
 
 
 class Row(NamedTuple):
@@ -73,7 +73,7 @@ def write_report(folder: Path, rows: dict[str, Row], num_samples: int, critic_st
     columns = {name: _measured(measured, name) for name in sets}
     failed = failures({name: Path(one) for name, one in sets.items()})
     for name in sets:
-        columns[name]["failed seeds"] = f"{len(failed[name])} of {num_samples}"
+        columns[name]["failed seeds"] = f"{len(failed[name])} of {measured['sets'][name]['num_volumes']}"
         columns[name] |= _costs(rows[name]) if name in rows else {}
     write_json(folder / "failed_seeds.json", failed)
     parts = [_table(columns)]
