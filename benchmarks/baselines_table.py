@@ -98,7 +98,7 @@ def _costs(row: Row) -> dict[str, str]:
     return {
         "parameters (million)": formatted(row.cost["parameters"]),
         "training (TFLOP)": formatted(total["tflop"]),
-        "training (minutes of one core, idle)": formatted(total["core_seconds"] / 60),
+        "training (minutes of one core's time)": formatted(total["core_seconds"] / 60),
         "training (minutes by the clock)": formatted(total["wall_seconds"] / 60),
         "steps": " + ".join(f"{one['steps']:,} of {one['batch_size']}" for one in row.stages),
         "rates": " + ".join(f"{one['rate']:g}" for one in row.stages),
