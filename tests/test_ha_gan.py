@@ -95,9 +95,10 @@ def test_a_volume_is_its_seed_alone(players):
     torch.testing.assert_close(generator.sample([Item(5)]), three[1:2], rtol=0, atol=0.05)
 
 
-def test_it_trains_resumes_and_samples_by_the_configs(tmp_path):
+def test_it_trains_resumes_and_samples_by_the_configs(tmp_path, capsys):
     stack, whole, broken = ["train", "train_gan"], tmp_path / "whole", tmp_path / "broken"
     run("training", stack, ckpt_dir=whole, max_epochs=2, **GIVEN)
+    assert "the last, after epoch 2" in capsys.readouterr().out
     for epochs in (1, 2):
         run("training", stack, ckpt_dir=broken, max_epochs=epochs, **GIVEN)
     card = read_card(whole / "gan.pt")

@@ -235,18 +235,20 @@ def end_plan(
 
 
 @idist.one_rank_only()
-def tell_weights(ckpt_dir: Union[str, Path], name: str) -> None:
+def tell_weights(ckpt_dir: Union[str, Path], name: str, keep_last: bool = False) -> None:
     """Prints where the weights are, and how they validated.
 
     Args:
         ckpt_dir: of the run.
         name: of the weights.
+        keep_last: they are those validated last, not those validated best.
     """
     path = Path(ckpt_dir) / f"{name}.pt"
     if not path.is_file():
         return
     best = json.loads(path.with_suffix(".json").read_text()).get("training", {})
-    how = f"val_loss {best['val_loss']:.4f}, the best, after epoch {best['epoch']}" if "val_loss" in best else "weights"
+    which = "last" if keep_last else "best"
+    how = f"val_loss {best['val_loss']:.4f}, the {which}, after epoch {best['epoch']}" if "val_loss" in best else "weights"
     picture = path.with_name(f"{name}_progress.png")
     losses = picture if picture.is_file() else path.with_name(f"{name}_losses.csv")
     print(f"{path}: {how}; losses: {losses}")
