@@ -317,7 +317,7 @@ def test_common_grid_of_another_orientation(tmp_path):
         ({"generated_dir": "normalised"}, ["a.nii.gz is not a chest CT in HU"]),
         ({"generated_dir": "nan"}, ["a.nii.gz has voxels that are not numbers"]),
         ({"generated_dir": "constant"}, ["a.nii.gz is not a chest CT in HU"]),
-        ({"generated_dir": "compat"}, ["paper_compat", "never mixed"]),
+        ({"generated_dir": "compat"}, ["scaled volume by volume", "never mixed"]),
         ({"generated_dir": "good", "feature_weights": "missing.pth"}, ["missing.pth"]),
         ({"generated_dir": "good", "output_dir": "/proc/nowhere"}, ["/proc/nowhere", "not writable"]),
         ({"generated_dir": "good", "real_section": "test"}, ["real_section must be"]),

@@ -114,9 +114,9 @@ class DiffusionGenerator(Generator):
         offsets = self._offsets(self.scheduler.generator, device)
         sample = self.scheduler.initial_noise((len(items), *self.shape), device)
         for i, (time, call) in enumerate(zip(self.scheduler.timesteps, calls)):
-            prediction = call(_rolled(sample, offsets, i, 1))
-            prediction = _rolled(prediction, offsets, i, -1)
-            sample = self.scheduler.step(prediction, time, sample, correct=corrected)[0]  # the signal is not kept
+            sample = self.scheduler.step(  # neither prediction nor signal is kept
+                _rolled(call(_rolled(sample, offsets, i, 1)), offsets, i, -1), time, sample, correct=corrected
+            )[0]
             self.progress(len(items))
         whose = "the weights or the correction are" if correct else "the weights are"
         return self.space.decode(_finite(sample, items, whose))

@@ -248,7 +248,11 @@ def tell_weights(ckpt_dir: Union[str, Path], name: str, keep_last: bool = False)
         return
     best = json.loads(path.with_suffix(".json").read_text()).get("training", {})
     which = "last" if keep_last else "best"
-    how = f"val_loss {best['val_loss']:.4f}, the {which}, after epoch {best['epoch']}" if "val_loss" in best else "weights"
+    how = (
+        f"val_loss {best['val_loss']:.4f}, the {which}, after epoch {best['epoch']}"
+        if "val_loss" in best
+        else "weights"
+    )
     picture = path.with_name(f"{name}_progress.png")
     losses = picture if picture.is_file() else path.with_name(f"{name}_losses.csv")
     print(f"{path}: {how}; losses: {losses}")
