@@ -1,4 +1,4 @@
-"""Training steps of the rivals, beside their terms: what a plan counts, what a probe leaves, what a GPU is asked."""
+"""Training steps of the rivals and of a student, beside their terms: what a plan counts, what a probe leaves, what a GPU is asked."""
 
 from contextlib import nullcontext
 
@@ -10,23 +10,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from scripts.inferers.memory import LiveBytes
 from scripts.networks import HADiscriminator, HAGenerator, LatentSpace, WaveletUNet, build_network
 from scripts.networks.vq_gan import VQGAN, Discriminators
-from scripts.schedulers.process import CosineDDPMScheduler, LinearDDPMScheduler
+from scripts.schedulers.process import CosineDDPMScheduler, CosineSineScheduler, LinearDDPMScheduler
 from scripts.spaces import Haar, HUWindow
 from scripts.training import (
     Adversarial,
+    Consistency,
     Denoising,
     HeldOut,
     HeldOutAdversarial,
     HeldOutReconstruction,
     Reconstructing,
     adversarial,
+    consistency,
     objectives,
     reconstruction,
     sum_of_terms,
 )
 from scripts.training.opening import TrainingStep
 
-RIVALS = ("WDM-3D", "HA-GAN", "autoencoder of 3D-LDM", "3D-LDM")
+RIVALS = ("WDM-3D", "HA-GAN", "autoencoder of 3D-LDM", "3D-LDM", "student")
 
 
 def rival(name):
@@ -39,6 +41,11 @@ def rival(name):
         network = VQGAN(2, num_codes=32)
         objective = Reconstructing(network, Discriminators(start=5), HUWindow(), bf16=False)
         return objective, HeldOutReconstruction(network, HUWindow(), bf16=False), 16
+    if name == "student":
+        sizes = {"patch_size": 4, "stride": 2, "local_patch_size": 4, "local_stride": 2}
+        network, process = build_network(depth=1, hidden_size=32, num_heads=2, **sizes), CosineSineScheduler()
+        objective = Consistency(network, process, HUWindow(), network, bf16=False)
+        return objective, HeldOut(Denoising(network, process, HUWindow(), bf16=False), 2), 16
     if name == "WDM-3D":
         given = WaveletUNet(1, 32, (1, 2)), LinearDDPMScheduler(1000), Haar()
     else:
@@ -96,7 +103,7 @@ def test_the_plan_of_an_autoencoder_has_its_discriminators_in_it():
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_no_step_waits_for_the_gpu(name, monkeypatch):
-    for module in (objectives, adversarial, reconstruction):
+    for module in (objectives, adversarial, consistency, reconstruction):
         monkeypatch.setattr(module, "autocast", lambda *_: nullcontext())
     objective, _, side = rival(name)
     objective.to(GPU).to_dearest_steps()

@@ -25,8 +25,8 @@ from .checkpoints import checkpoints
 from .objectives import HeldOut, Objective, sum_of_terms
 
 FEW_VOLUMES = 20  # nothing was measured about it: with so few, each is seen hundreds of times
-_RANDINT = torch.ops.aten.randint
-_DRAWS = (_RANDINT.default, _RANDINT.low, _RANDINT.generator, _RANDINT.low_generator)
+_RANDINT, _RAND = torch.ops.aten.randint, torch.ops.aten.rand.default
+_DRAWS = (_RANDINT.default, _RANDINT.low, _RANDINT.generator, _RANDINT.low_generator, torch.ops.aten.randperm.default)
 _SMALL = 1.0  # seconds: a step of one volume that takes longer is not repeated with the whole batch
 
 
@@ -125,13 +125,15 @@ class TrainingStep:
 
 
 class WithoutNumbers(FakeTensorMode):
-    """Tensors have shapes alone, but for whole numbers that are drawn, and what is made of them: windows are cut there."""
+    """Tensors have shapes alone, but for drawn whole numbers and vectors, and what is made of them: windows are cut there,
+    and times become plain numbers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
-        fake = any(isinstance(one, FakeTensor) or one.is_floating_point() for one in tensors)
-        if func in _DRAWS or tensors and not fake:
+        fake = any(isinstance(one, FakeTensor) or one.is_floating_point() and one.ndim > 1 for one in tensors)
+        drawn = func in _DRAWS or func is _RAND and len(args[0]) == 1
+        if drawn or tensors and not fake:
             return func(*args, **kwargs)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
