@@ -32,7 +32,7 @@ from scripts.evaluation import MeasureVolumed, choose_metrics  # noqa: E402
 from scripts.evaluation.records import Records  # noqa: E402
 from scripts.evaluation.set_metrics import EXCESS_LIKENESS, LIKENESS  # noqa: E402
 from scripts.evaluation.volume_sets import FIRST_REFERENCE_PHANTOM as FIRST_REFERENCE  # noqa: E402
-from scripts.metrics import HU_BANDS, SIZE_NAMES, Estimate, bootstrap_weights, estimate  # noqa: E402
+from scripts.metrics import BONE_NAMES, HU_BANDS, SIZE_NAMES, Estimate, bootstrap_weights, estimate  # noqa: E402
 from scripts.pages import number  # noqa: E402
 
 HU_WINDOW = (-1000.0, 1000.0)
@@ -48,7 +48,7 @@ PARTS: dict[str, list[str]] = {
     "texture": ["log10 spectrum error", "grain (HU)", *(f"seams, stride {stride}" for stride in STRIDES)],
 }
 ONE_SIDED = [name for part in ("HU", "texture") for name in PARTS[part] if "Wasserstein" in name or "error" in name]
-NUMBERS = [EXCESS_LIKENESS, *(name for names in PARTS.values() for name in names), *SIZE_NAMES]
+NUMBERS = [EXCESS_LIKENESS, *(name for names in PARTS.values() for name in names), *SIZE_NAMES, *BONE_NAMES]
 
 
 def phantoms(count: int, grid: Sequence[int], field_of_view_mm: float, first: int = FIRST_REFERENCE) -> np.ndarray:

@@ -30,7 +30,7 @@ from ..networks.checkpoint import load_tensors, save_tensors
 from .volume_sets import VolumeSet
 
 Records = dict[str, Tensor]  # of a set: each entry stacked, (N, ...)
-RECORD_VERSION = 4  # another one where a record's content changes, so that old files are not read
+RECORD_VERSION = 5  # another one where a record's content changes, so that old files are not read
 COARSE_SIDE = 32  # voxels per axis of the volume that is compared with others
 
 

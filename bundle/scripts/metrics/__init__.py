@@ -1,6 +1,6 @@
 """Metrics of generated CT: of one volume, between sets of volumes, and the networks they need."""
 
-from .anatomy import ANATOMY_NAMES, SIZE_NAMES, anatomy_sizes
+from .anatomy import ANATOMY_NAMES, BONE_NAMES, SIZE_NAMES, anatomy_sizes
 from .appearance import (
     HU_BANDS,
     gradient_profile,

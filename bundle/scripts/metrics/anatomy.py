@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..data.ingest.anatomy import fill_axial_holes
+from .bones import count_bones
 
 AIR_THRESHOLD_HU = -400.0  # between lung and soft tissue
 SOFT_TISSUE_HU = -30.0  # fat is below
@@ -17,7 +18,8 @@ TABLE_MM = 30.0  # what is thinner from front to back is table or blanket
 ARM_MM = 100.0  # what is narrower from left to right is an arm
 HILUM_MM = 10.0  # vessels up to twice as thick are inside the lung; nearer to its surface nothing is looked at
 SIZE_NAMES = ("lung volume (l)", "mean lung density (HU)", "body width (cm)", "body depth (cm)", "mediastinum (HU)")
-ANATOMY_NAMES = (*SIZE_NAMES, "lung vessels (%)", "bone pieces")
+BONE_NAMES = ("ribs per side", "vertebrae")
+ANATOMY_NAMES = (*SIZE_NAMES, "lung vessels (%)", "bone pieces", *BONE_NAMES)
 
 
 def anatomy_sizes(volume: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
@@ -28,14 +30,14 @@ def anatomy_sizes(volume: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray
     width and depth are medians over axial slices. The mediastinum is soft tissue and denser with lung on both sides, at
     40 to 80 % of the lungs' height, where blood is most of it: its median tells contrast medium. Lung vessels, and
     walls of airways, are the voxels above -600 HU in the lungs, 1 cm from their surface. Bone pieces are connected parts above 250 HU, over
-    corners too: a speck is a piece.
+    corners too: a speck is a piece. Ribs and vertebrae: see `count_bones`.
 
     Args:
         volume: (X, Y, Z) in HU, RAS.
         spacing_mm: of its voxels.
 
     Returns:
-        (7,); NaN for a density or size of what is not there.
+        (9,); NaN for a density or size of what is not there.
     """
     air = volume < AIR_THRESHOLD_HU
     outside = ~fill_axial_holes(~air)
@@ -47,7 +49,8 @@ def anatomy_sizes(volume: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray
     width_cm = _extent(_opened(body, 0, ARM_MM / spacing_mm[0]), 0) * spacing_mm[0] / 10
     vessels = _vessel_share(volume, lung, spacing_mm)
     pieces = ndimage.label(volume > BONE_HU, np.ones((3, 3, 3)))[1]
-    return np.array([lung_l, density, width_cm, depth_cm, _mediastinum_hu(volume, lung), 100 * vessels, pieces])
+    sizes = (lung_l, density, width_cm, depth_cm, _mediastinum_hu(volume, lung))
+    return np.array([*sizes, 100 * vessels, pieces, *count_bones(volume, lung, spacing_mm)])
 
 
 def _mediastinum_hu(volume: np.ndarray, lung: np.ndarray) -> float:
