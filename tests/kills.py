@@ -45,6 +45,12 @@ def _train(stage, folder, **settings):
     run("training", stack, **given, dataset_dir=folder / "real", lr_decay_to=1.0)
 
 
+def _rival(overlay, folder, **settings):
+    given = {"max_epochs": 2, "val_interval": 1, "batch_size": 2, "num_phantoms": 2, "num_validation_phantoms": 1}
+    given |= {"num_pictures": 0, "local_window": 0, "ckpt_dir": folder / "ckpt", "device": CPU}
+    run("training", ["train", overlay], **given, **settings)
+
+
 def _evaluate(stack, folder, **settings):
     run(
         "run",
@@ -78,6 +84,9 @@ def _release(folder):
 COMMANDS = {
     "train_1": lambda folder: _train(1, folder),
     "train_2": lambda folder: _train(2, folder),
+    "gan": lambda folder: _rival("train_gan", folder, grid=[32] * 3, channels=16, latent_size=8),
+    "autoencoder": lambda folder: _rival("train_autoencoder", folder, grid=[16] * 3, channels=16, factor=2, num_codes=64),
+    "student": lambda folder: _rival("distill", folder, distill_from=folder / "model.pt", num_validation_times=1),
     "inference": lambda folder: run("run", ["inference"], ckpt_path=folder / "model.pt", output_dir=folder / "out", num_samples=2, num_inference_steps=2, device=CPU),
     "export": lambda folder: run("run", ["export"], ckpt_path=folder / "model.pt", output_path=folder / "out" / "m.pt"),
     "import_official": lambda folder: run("run", ["import_official"], official_ckpt=DATA / "official_prdit_tiny.pt", ckpt_path=folder / "out" / "m.pt", grid=[8, 8, 8], num_heads=4, norm="layer"),
