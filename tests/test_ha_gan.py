@@ -110,14 +110,14 @@ def test_it_trains_resumes_and_samples_by_the_configs(tmp_path, capsys):
         assert all(torch.equal(value, other[player][name]) for name, value in one[player].items())
     assert list((whole / "pictures").glob("gan_epoch_*.png"))
     sampling = {"ckpt_path": whole / "gan.pt", "num_samples": 2, "bf16": False}
-    run("run", ["inference"], output_dir=tmp_path / "out", num_inference_steps=1, **sampling)
+    run("run", ["inference"], output_dir=tmp_path / "out", **sampling)
     facts = json.loads((tmp_path / "out" / "seed_000001.json").read_text())
     assert facts["process"] == "direct" and facts["grid"] == [32] * 3
     assert load_network(card).side == 32
     for wrong, words in (
-        ({}, ("num_inference_steps", 1, 20)),
-        ({"num_inference_steps": 1, "grid": 64}, ("grid", [32] * 3, [64] * 3)),
-        ({"num_inference_steps": 1, "guidance": 0.5}, ("guidance", "transformer block")),
+        ({"num_inference_steps": 20}, ("num_inference_steps", 1, 20)),
+        ({"grid": 64}, ("grid", [32] * 3, [64] * 3)),
+        ({"guidance": 0.5}, ("guidance", "transformer block")),
     ):
         with assert_refused(*words):
             run("run", ["inference"], output_dir=tmp_path / "no", **sampling, **wrong)
