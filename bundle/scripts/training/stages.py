@@ -23,11 +23,11 @@ Device = Union[str, torch.device]
 
 # what to say where weights that a stack of configs stands on are missing
 _NEEDED = {
-    "local_ckpt": "stage 2 needs stage 1's weights at {}: train stage 1 with the same ckpt_dir first",
+    "local_ckpt": "stage 2 needs stage 1: there is no local_ckpt {}; train stage 1 with the same ckpt_dir first",
     "residual_ckpt": "a new local denoiser needs residual_ckpt, the weights whose transformer stays",
     "finetune_from": "fine-tuning needs finetune_from, the weights to start from",
     "distill_from": "distillation needs distill_from, the weights to start from",
-    "autoencoder_ckpt": "latents need their autoencoder at {}: train train_autoencoder.yaml with the same ckpt_dir first",
+    "autoencoder_ckpt": "latents need an autoencoder: there is no autoencoder_ckpt {}; train train_autoencoder.yaml first",
     "backbone_ckpt": "high resolution needs backbone_ckpt, the weights of the lower grid",
 }
 
