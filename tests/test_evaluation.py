@@ -250,13 +250,23 @@ def test_a_sweep_passes_every_setting_of_the_sampler_that_it_is_given(tmp_path, 
     assert len(sweep.folders) == len(set(sweep.folders.values())) == len(sweep._runs) == 16
     for values in product(*samplers.values()):
         wanted = {**dict(zip(samplers, values)), "ckpt_path": weights, "num_samples": 3, "batch_size": 2}
-        assert sum(wanted.items() <= run.items() for run in sweep._runs) == 1
+        assert sum(wanted.items() <= run.items() for run in sweep._runs.values()) == 1
     others = [
         SamplingSweep({"a": weights}, {**samplers, "seed": [seed]}, n, 2, str(tmp_path))
         for seed, n in ((0, 3), (5, 3), (0, 2))
     ]
     assert len({folder for one in others for folder in one.folders.values()}) == 3 * 8
     assert "a, heun, eta = 0.5, quadratic, noise alone, guidance 0.25, 4 calls, seeds from 7" in sweep.folders
+
+
+def test_a_sweep_refuses_what_it_cannot_sample_before_it_starts(tmp_path, trained):
+    weights = {name: str(trained / "ckpt" / f"{name}.pt") for name in ("model", "local")}
+    with pytest.raises(ValueError, match="local.pt is of stage 1"):
+        SamplingSweep(weights, {"num_inference_steps": [1]}, 1, 1, str(tmp_path))
+    sweep = SamplingSweep({"a#1": weights["model"]}, {"num_inference_steps": [1, 2000]}, 1, 1, str(tmp_path / "b#2"))
+    with pytest.raises(ValueError, match="a#1, 2000 calls: num_inference_steps must be .* got 2000"):
+        sweep.run()
+    assert not list(tmp_path.rglob("*.nii.gz"))
 
 
 def test_one_volume_says_which_metrics_need_more(planted, results, tmp_path, capsys):

@@ -131,7 +131,7 @@ def test_the_commands_of_the_readme_fit_each_other(prepare, tmp_path, write_nift
     sample(ckpt_path=tmp_path / "ckpt" / "model.pt", num_samples=1, num_inference_steps=1, output_dir=tmp_path / "out")
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert all("is too short to learn much" in line or "only 2 training volumes" in line for line in warnings)
-    with assert_refused("weights of stage 1", "allow_stage_1"):
+    with assert_refused("local.pt is of stage 1", "allow_stage_1"):
         sample(ckpt_path=tmp_path / "ckpt" / "local.pt", num_samples=1, output_dir=tmp_path / "noise")
     image = nib.load(tmp_path / "out" / "seed_000000.nii.gz")
     assert image.shape == (32, 24, 32) and np.allclose(image.header.get_zooms(), 10)

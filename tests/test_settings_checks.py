@@ -193,7 +193,7 @@ WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**31), 10**31, {
         (WINDOW, {(-1000, 1000): [-1000, 1000]}, [[1000, -1000], [0, 0], [0], 1000, [-1, 0, 1], [True, 2], None]),
         (choice("a", "b"), {"a": "a"}, ["c", "A", 1, None, ["a"]]),
         (several(whole(2, 9)), {4: [4], (4, 8): [4, 8]}, [1, [4, 1], None, True]),
-        (maybe(whole(1, 9)), {None: None, 2: 2}, [0, "null"]),
+        (maybe(whole(1, 9)), {None: None, "null": None, 2: 2}, [0, "None"]),
         (TEXT, {"x": "x", 2025: "2025"}, [True, None, 1.5, "  ", "a\0b", "a\nb", ["x"]]),
         (FOLDER, {2025: "2025", "a b": "a b", "ü": "ü", "~": str}, [True, None, 1.5, "  ", "a\0b", "a::b", ["x"]]),
         (
@@ -275,6 +275,8 @@ def refusal(stack, monkeypatch, *words, **settings):
         (("evaluate", "sampling_sweep"), {"checkpoints": "$None"}, ["checkpoints is needed"]),
         (("wscore",), {"lr": 1.0}, ["wscore.yaml is an overlay of evaluate.yaml"]),
         (("train",), {"max_steps": 9, "max_epochs": 2}, ["max_steps has no effect beside max_epochs"]),
+        (("inference",), {"output_dir": "@x"}, ["output_dir '@x' cannot be evaluated", "./"]),
+        (("inference",), {"seed": "$1/0"}, ["seed '$1/0' cannot be evaluated (ZeroDivisionError)"]),
         (("train",), {"init_id": "a.yaml"}, ["a.yaml is no init_id of the config", "several config files"]),
     ],
 )
@@ -310,6 +312,28 @@ def test_paths_are_the_text_that_was_typed(words, read, folder, monkeypatch, tmp
         return
     run(("inference",), monkeypatch, *words, **settings)
     assert f"taken: {folder!r}" in capsys.readouterr().out
+
+
+def test_tables_of_paths_are_the_text_that_was_typed(monkeypatch, tmp_path, capsys):
+    """In the names, too; what Fire reads of them is changed in place by MONAI."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x#1").mkdir()
+    checks = {"_target_": "scripts.settings.checks.check_settings"}
+    words = ["--generated_dirs", "{'a#1':'x#1','b@c':'x#1'}"]
+    read = {"a#1": "x#1", "b@c": "x#1"}
+    run(
+        ("evaluate",), monkeypatch, *words, generated_dirs=dict(read), run=[checks, "$print('taken:', @generated_dirs)"]
+    )
+    assert f"taken: {read}\n" in capsys.readouterr().out
+
+
+def test_the_word_null_is_null(monkeypatch, tmp_path, capsys):
+    """As the messages say it; Fire and MONAI know None alone."""
+    monkeypatch.chdir(tmp_path)
+    show = [{"_target_": "scripts.settings.checks.check_settings"}, "$print('taken:', @eta, @grid, @predictor_ratio)"]
+    run(("inference", "paper_sampler"), monkeypatch, eta="null", grid="null", run=show)
+    assert "taken: None None 2.0\n" in capsys.readouterr().out
+    assert several(maybe(number(0, 1))).convert(["null", 1]) == [None, 1.0]
 
 
 def test_words_for_switches_and_one_number_for_a_grid_reach_what_is_built(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """Which config files go together: an order that makes no sense is one line that names the right one."""
 
+import itertools
 import sys
 
 import pytest
@@ -35,7 +36,12 @@ ORDERS = [
     (["train", "multi_gpu", "paper_128"], "train.yaml, paper_128.yaml, multi_gpu.yaml"),
     (["evaluate", "sampling_sweep", "wscore"], "evaluate.yaml, wscore.yaml, sampling_sweep.yaml"),
 ]
-EXCLUDED = [["train", "train_global", "finetune"], ["train", "inference"], ["evaluate", "wscore", "totalsegmentator"]]
+EXCLUDED = [
+    ["train", "train_global", "finetune"], ["train", "inference"], ["evaluate", "wscore", "totalsegmentator"],
+    ["train", "distill", "drop_tokens"], ["train", "train_gan", "muon"], ["train", "train_latent", "random_offset"],
+    ["train", "train_wavelet", "flow_matching"], ["train", "train_high_resolution", "route_tokens"],
+    ["train", "finetune", "paper_128"], ["train", "train_new_local", "drop_tokens"],
+]  # fmt: skip
 ALONE = [
     (["train_global"], "train.yaml"), (["multi_gpu"], "train.yaml or inference.yaml or evaluate.yaml"),
     (["train", "finetune_high_resolution"], "train_high_resolution.yaml"), (["inference", "train_global"], "train.yaml"),
@@ -86,6 +92,20 @@ def test_files_that_exclude_each_other_are_refused(stack, one_line):
     with pytest.raises(ValueError) as raised:
         check(stack)
     one_line(raised, "exclude each other", *[f"{name}.yaml" for name in stack[-2:]])
+
+
+def test_no_file_quietly_replaces_what_another_sets_up():
+    contents = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in NAMES}
+    for base, key in [
+        ("train", "objective"),
+        ("train", "process_name"),
+        ("train", "optimizer"),
+        ("inference", "solver"),
+    ]:
+        setting = [name for name in NAMES if key in contents[name] and base in MARKS[name].get("over", [])]
+        for pair in itertools.combinations(setting, 2):
+            with pytest.raises(ValueError, match="exclude each other"):
+                check(sorted([base, *pair], key=lambda name: MARKS[name]["layer"]))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ Every file in `configs/` has a mark of its own, a key `stack_NAME` that nothing 
 - `layer`: files are merged in rising layers, since a later file replaces settings of those before it. Files of one layer
   exclude each other; layer 0 are the files that stand alone.
 - `over`: the file, or one of the files, that it is an overlay of.
+- `without`: files that would undo what it sets, or do nothing beside it.
 - `stage`: `model` is for stage 2 alone, where `prdit` trains both.
 - `processes`: under `torchrun`: `multi_gpu`, with that overlay; `any`, shares its work by itself; `one`, none but one.
 
@@ -53,9 +54,10 @@ def check_order(marks: Mapping[str, Mapping[str, Any]]) -> None:
                 f"{name}.yaml is an overlay of {' or '.join(f'{base}.yaml' for base in bases)}, which must come before it: "
                 f"--config_file \"['{bases[0]}.yaml','{name}.yaml']\""
             )
-    for first, second in zip(order, order[1:]):
-        if marks[first]["layer"] == marks[second]["layer"]:
-            raise ValueError(f"{first}.yaml and {second}.yaml exclude each other; take one of them")
+    alike = [pair for pair in zip(order, order[1:]) if marks[pair[0]]["layer"] == marks[pair[1]]["layer"]]
+    undone = [(name, other) for name in marks for other in marks[name].get("without", []) if other in marks]
+    for first, second in [*alike, *undone]:
+        raise ValueError(f"{first}.yaml and {second}.yaml exclude each other; take one of them")
     if order != list(marks):
         raise ValueError(
             f"config_file has {_files(marks)}, but later files replace settings of those before them: the order must "

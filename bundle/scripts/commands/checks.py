@@ -35,5 +35,5 @@ def _value(text: str, kind: Kind) -> Any:
     """A value as MONAI's command line reads it, through Fire."""
     if text in NOTHING:
         return None
-    is_list = kind.many and text.startswith(("[", "("))
-    return text if kind.verbatim and not is_list and not text.startswith(("'", '"')) else DefaultParseValue(text)
+    is_many = kind.many and text.startswith(("[", "(", "{"))
+    return text if kind.verbatim and not is_many and not text.startswith(("'", '"')) else DefaultParseValue(text)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 from monai.bundle import ConfigWorkflow
 
-from ..errors import bundle_root, require_writable
+from ..errors import bundle_root, is_bad_input, require_writable, root_cause
+from ..inferers.items import require_drawing
 from ..networks.card import read_card
+from ..settings.checks import literal
 
 _IN_WORDS = {
     "predictor_ratio": "p = {:g}", "eta": "eta = {:g}", "prediction": "{} alone", "guidance": "guidance {:g}",
     "num_inference_steps": "{} calls", "seed": "seeds from {}",
 }  # fmt: skip
+_CHECKS = [{"_target_": "scripts.settings.checks.check_settings"}, "@generator", "@data"]  # all but the sampling
 
 
 class SamplingSweep:
@@ -42,8 +45,10 @@ class SamplingSweep:
         output_dir: str,
         **others: Any,
     ) -> None:
-        self.folder, self.folders, self._runs = output_dir, dict[str, str](), []
+        self.folder, self.folders, self._runs = output_dir, dict[str, str](), dict[str, dict[str, Any]]()
         cards = {name: read_card(ckpt_path) for name, ckpt_path in checkpoints.items()}
+        for card in cards.values():
+            require_drawing(card, others.get("allow_stage_1", False))
         self.notes = [
             f"{name}: its weights predict what is missing from x_t (parametrization skip), so that their noise holds the signal: "
             "sampling from the noise alone tests nothing here."
@@ -65,19 +70,32 @@ class SamplingSweep:
                 "num_samples": num_samples,
                 "batch_size": batch_size,
             }
-            self._runs.append({**settings, "output_dir": self.folders[label]})
+            self._runs[label] = {**settings, "output_dir": self.folders[label]}
 
     def run(self) -> None:
-        """Runs inference.yaml for each; volumes that are there already are kept."""
+        """Runs inference.yaml for each; volumes that are there already are kept.
+
+        Raises:
+            ValueError: in one line that names the combination that cannot be sampled, before any of them is.
+        """
         require_writable(self.folder, "samples_dir")
-        for settings in self._runs:
+        for label, settings in self._runs.items():
+            try:
+                run_configs("inference", steps=_CHECKS, **settings)
+            except (ValueError, RuntimeError) as error:
+                cause = root_cause(error)
+                if not is_bad_input(cause):
+                    raise
+                raise ValueError(f"{label}: {cause}") from None
+        for settings in self._runs.values():
             run_configs("inference", **settings)
 
 
-def run_configs(*names: str, **settings: Any) -> None:
-    """Runs config files of the bundle, in this process, as `python -m monai.bundle run` does."""
+def run_configs(*names: str, steps: Optional[list[Any]] = None, **settings: Any) -> None:
+    """Runs config files of the bundle, or other steps of them, in this process, as `python -m monai.bundle run` does."""
     files = [str(Path(bundle_root()) / "configs" / f"{name}.yaml") for name in names]
-    workflow = ConfigWorkflow(files, logging_file=False, workflow_type=None, **settings)
+    given = {name: literal(value) for name, value in settings.items()} | ({} if steps is None else {"run": steps})
+    workflow = ConfigWorkflow(files, logging_file=False, workflow_type=None, **given)
     workflow.initialize()
     workflow.run()
 

@@ -47,30 +47,31 @@ def grid_of(grid: Union[None, int, Sequence[int]], trained: Sequence[int], netwo
     return sides
 
 
+def require_drawing(card: Card, allow_stage_1: bool = False) -> None:
+    """Refuses weights that draw no volumes, and of stage 1 unless they are wanted; ValueError in one line."""
+    if card.kind == "vq_gan":
+        raise ValueError(
+            f"{card.path} is of an autoencoder, which draws nothing: train train_latent.yaml and sample its latent.pt"
+        )
+    if not allow_stage_1 and is_stage_1(card.network):
+        raise ValueError(
+            f"{card.path} is of stage 1, which draws noise without anatomy: train stage 2 and sample its model.pt, or set "
+            "allow_stage_1 to true"
+        )
+
+
 def check_weights(
     card: Card, grid: Sequence[int], allow_stage_1: bool = False, num_calls: Optional[int] = None
 ) -> None:
-    """Refuses weights of stage 1, unless they are wanted, and warns of a grid or a number of network calls that the weights
-    are not made for.
+    """`require_drawing`, and a warning of a grid or a number of network calls that the weights are not made for.
 
     Args:
         card: of the weights.
         grid: to sample.
         allow_stage_1: whether volumes without anatomy are wanted.
         num_calls: of the network, per volume.
-
-    Raises:
-        ValueError: in one line, when the network has no transformer.
     """
-    if card.kind == "vq_gan":
-        raise ValueError(
-            "these are weights of an autoencoder, which draws nothing: train train_latent.yaml and sample its latent.pt"
-        )
-    if not allow_stage_1 and is_stage_1(card.network):
-        raise ValueError(
-            "these are weights of stage 1, which draw noise without anatomy: train stage 2 and sample its model.pt, or "
-            "set allow_stage_1 to true"
-        )
+    require_drawing(card, allow_stage_1)
     made_for = card.sampling.get("num_inference_steps", num_calls)
     if num_calls not in (None, made_for) and idist.get_rank() == 0:
         print(

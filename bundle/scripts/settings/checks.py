@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import sys
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional
 
 import monai.bundle
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigComponent, ConfigParser, ReferenceResolver
 from monai.bundle.utils import EXPR_KEY
 
-from ..errors import report_errors_in_one_line
+from ..errors import is_bad_input, report_errors_in_one_line, root_cause
 from ..stack import check_stack
 from .description import Setting
 from .help import print_help
@@ -47,7 +49,7 @@ def check_settings() -> None:
         _restore_text(parser, typed.settings, described)
         given = [described[name] for name, value in typed.settings.items() if name in described and value != "$None"]
         _put(parser, {one.instead_of: None for one in given if one.instead_of and one.instead_of not in typed.settings})
-    convert_settings(parser, described)
+    convert_settings(parser, described, typed.settings if typed is not None else {})
     if typed is not None:
         require_one(typed.settings, described)
 
@@ -90,7 +92,8 @@ def _typed(parser: ConfigParser) -> Optional[Typed]:
         of_file = ConfigParser.load_config_file(local["args_file"]) if local["args_file"] else {}
         typed = {name: of_file[name] for name in of_file if name not in frame.f_code.co_varnames} | local["override"]
         files = local["config_file"] if local["config_file"] is not None else of_file.get("config_file")
-        return Typed(files, {name: value for name, value in typed.items() if value is not None})
+        given = {name: "$None" if value == "null" else value for name, value in typed.items() if value is not None}
+        return Typed(files, given)
     return None
 
 
@@ -117,7 +120,7 @@ def _restore_text(parser: ConfigParser, typed: Mapping[str, Any], described: Map
 
 
 def _as_typed(name: str, value: Any, many: bool) -> Any:
-    """The words after `--name` on the command line; the value as it is where they are quoted, a list, or not there."""
+    """The words after `--name` on the command line; the value as it is where they are quoted, several, or not there."""
     words = sys.argv[1:]
     for index, word in enumerate(words):
         flag, equals, rest = word.partition("=")
@@ -127,22 +130,27 @@ def _as_typed(name: str, value: Any, many: bool) -> Any:
             break
     else:
         return value
-    is_list = many and text.startswith(("[", "(")) and isinstance(value, (list, tuple))
-    return value if is_list or text.startswith(("'", '"')) else text
+    is_many = many and text.startswith(("[", "(", "{")) and isinstance(value, (list, tuple, dict))
+    if is_many:
+        return DefaultParseValue(text)  # as it was before MONAI changed it in place
+    return value if text.startswith(("'", '"')) else text
 
 
-def _literal(value: Any) -> Any:
+def literal(value: Any) -> Any:
     """A value that MONAI leaves as it is: text with its separator or sign of a reference becomes an expression."""
-    if isinstance(value, (list, tuple)):
-        return [_literal(one) for one in value]
-    if isinstance(value, dict):
-        return {name: _literal(one) for name, one in value.items()}
-    if not isinstance(value, str) or not set("#@") & set(value):
+    text = ascii(value)
+    if not isinstance(value, (str, list, tuple, dict)) or not set("#@") & set(text):
         return value
-    return EXPR_KEY + ascii(value).replace("#", "\\x23").replace("@", "\\x40")
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # it holds what MONAI has built
+        return value
+    return EXPR_KEY + text.replace("#", "\\x23").replace("@", "\\x40")
 
 
-def convert_settings(parser: ConfigParser, described: Mapping[str, Setting]) -> None:
+def convert_settings(
+    parser: ConfigParser, described: Mapping[str, Setting], typed: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Converts every described setting of a config in place: plain values first, then what refers to them.
 
     Raises:
@@ -158,10 +166,24 @@ def convert_settings(parser: ConfigParser, described: Mapping[str, Setting]) -> 
     used = reached(config)
     # one that refers to another refers to all that the other does: what is referred to is checked first
     for name in sorted(used.intersection(references), key=lambda name: (len(reached(config, [name])), name)):
-        value = parser.get_parsed_content(name)
+        value = _evaluated(parser, name, typed)
         converted = described[name].kind.checked(name, value)
         if _differ(converted, value):
             _put(parser, {name: converted})
+
+
+def _evaluated(parser: ConfigParser, name: str, typed: Mapping[str, Any]) -> Any:
+    """The value of a setting that MONAI has to evaluate; ValueError in one line where it cannot, and the user typed it."""
+    try:
+        return parser.get_parsed_content(name)
+    except Exception as error:  # an expression can raise anything
+        cause = root_cause(error)
+        if name not in typed or is_bad_input(cause):
+            raise
+        raise ValueError(
+            f"{name} {typed[name]!r} cannot be evaluated ({type(cause).__name__}), as MONAI does with all that starts with $ "
+            "or @; write ./ before a path that does"
+        ) from None
 
 
 def _differ(one: Any, other: Any) -> bool:
@@ -171,7 +193,7 @@ def _differ(one: Any, other: Any) -> bool:
 def _put(parser: ConfigParser, values: Mapping[str, Any]) -> None:
     """Puts values into a config where they are others than before; what MONAI has built until now is built anew."""
     config: dict[str, Any] = parser.config  # type: ignore[assignment]
-    changed = {name: _literal(value) for name, value in values.items() if _differ(value, config[name])}
+    changed = {name: literal(value) for name, value in values.items() if _differ(value, config[name])}
     if changed:
         config.update(changed)
         parser.parse(reset=True)

@@ -24,7 +24,7 @@ class Kind:
         annotation: the type for pydantic.
         words: what is right, as an error message says it after "must be".
         verbatim: the text is taken as it was typed: a folder called `2025` is no number.
-        many: a list may be typed, too.
+        many: a list or table may be typed, too.
     """
 
     annotation: Any
@@ -61,8 +61,10 @@ class Kind:
 
 
 def maybe(kind: Kind) -> Kind:
-    """The same, or null."""
-    return replace(kind, annotation=Optional[kind.annotation], words=f"{kind.words}, or null")
+    """The same, or null, which Fire leaves a word."""
+    values: Any = kind.annotation
+    annotation = Annotated[Optional[values], BeforeValidator(lambda value: None if value == "null" else value)]
+    return replace(kind, annotation=annotation, words=f"{kind.words}, or null")
 
 
 def whole(least: int, most: int) -> Kind:
@@ -124,7 +126,7 @@ def named(kind: Kind, example: str) -> Kind:
     """Values by name."""
     values: Any = kind.annotation
     table = Annotated[dict[_TEXT, values], BeforeValidator(_collection), Field(min_length=1)]
-    return Kind(table, f"names with values, such as {example}")
+    return Kind(table, f"names with values, such as {example}", kind.verbatim, many=True)
 
 
 def _whole(least: int, most: int) -> Any:
