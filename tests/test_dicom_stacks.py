@@ -209,7 +209,7 @@ def test_turned_planes_are_one_reject(tmp_path):
     paths = write_part(tmp_path, ct(12, 4, 4), 0)
     angles = np.arange(12) * np.pi / 12
     tag_slices(paths, "ImageOrientationPatient", [[np.cos(a), np.sin(a), 0, 0, 0, -1] for a in angles.round(6)])
-    assert reason(series_in(paths)) == "1 slices, at least 8 are needed (12 stacks)"
+    assert reason(series_in(paths)) == "1 slice, at least 8 are needed (12 stacks)"
 
 
 # spacing

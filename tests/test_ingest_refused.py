@@ -47,7 +47,7 @@ def test_one_bad_series_never_stops_the_rest(prepare, tmp_path, chest, write_nif
     ):
         assert sum(words in text for text in reasons) == 1, (words, reasons)
     assert len(reasons) == 9
-    assert "1 volumes of 1 patients accepted" in capsys.readouterr().out
+    assert "1 volume of 1 patient accepted" in capsys.readouterr().out
     with open(folder / "report.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["reason"] for row in rows if row["status"] == "rejected") == reasons

@@ -100,7 +100,7 @@ def test_command_continues_after_a_kill(prepare, tmp_path, chest):
     time.sleep(0.5)  # its worker notices
     out, err, status = run_command(tmp_path, broken, "--num_workers", "2")
     assert status == 2 and "Traceback" not in err, err
-    assert "5 volumes of 1 patients accepted" in out
+    assert "5 volumes of 1 patient accepted" in out
     status, whole, _ = prepare(tmp_path / "in", "whole")
     assert status == 2 and contents(broken) == contents(whole)
 

@@ -82,7 +82,7 @@ def test_copies_under_other_names_are_noticed(prepare, tmp_path, chest, write_ni
     for number, name in enumerate(("a.nii.gz", "a.nii", "b.nii.gz")):
         write_nifti(chest + number // 2, AFFINE, f"in/{name}", np.int16)
     prepare(tmp_path / "in")
-    assert "warning: 1 volumes have the values of others, copies of one scan? " in capsys.readouterr().out
+    assert "warning: 1 volume has the values of another, a copy of one scan? " in capsys.readouterr().out
 
 
 def test_what_is_gone_is_told_and_removed_where_asked(prepare, tmp_path, chest, write_nifti, capsys):
@@ -92,7 +92,7 @@ def test_what_is_gone_is_told_and_removed_where_asked(prepare, tmp_path, chest, 
     foreign.touch()
     paths[0].unlink()
     prepare(tmp_path / "in")
-    assert "the sources of 1 volumes of earlier runs are gone; they are kept" in capsys.readouterr().out
+    assert "the sources of 1 volume of earlier runs are gone; they are kept" in capsys.readouterr().out
     assert names_in(folder) == before | {"mine"}
     (tmp_path / "in" / "lost.nii.gz").symlink_to(tmp_path / "nowhere")
     prepare(tmp_path / "in", remove_missing=True)

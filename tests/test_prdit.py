@@ -19,6 +19,7 @@ from test_docs import check_run
 from test_settings_checks import STACKS
 
 from scripts.commands import run
+from scripts.commands.runs import Run
 from scripts.commands.stacks import merged, overlays
 from scripts.commands.table import ABOUT, COMMANDS, available
 from scripts.settings.reach import reached
@@ -109,6 +110,11 @@ def test_settings_reach_monai_as_they_were_typed(capsys):
     assert given == {"ckpt_path": "w.pt", "output_dir": "2025", "seed": "7", "overwrite": "True", "grid": "[32,32,32]"}
     ((_, given),) = shown(capsys, "sample", "--output_dir", "it's $HOME")
     assert given == {"output_dir": "it's $HOME"}
+
+
+def test_a_value_with_a_dash_in_front_is_no_flag():
+    words = Run(("inference",), {"output_dir": "-rf", "eta": "-1", "bf16": "None"}).words()
+    assert words[-5:] == ["--output_dir=-rf", "--eta", "-1", "--bf16", "$None"]
 
 
 def test_none_is_what_monai_takes_for_none(capsys):
@@ -221,6 +227,7 @@ def test_what_is_not_right_is_one_line(words, facts, capsys):
         ("demo --dicom maybe", ("dicom must be True or False", "'maybe'")),
         ("demo --num_samples None", ("num_samples is needed",)),
         ("plan demo --solver heunn", ("solver must be one of", "'heunn'")),
+        ("demo %x", ("output_dir %x: MONAI takes what follows %", "./%x")),
         ("evaluate . r --generated_dirs {'a':nowhere}", ("generated_dirs must be names with values",)),
     ],
 )

@@ -190,7 +190,11 @@ WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**31), 10**31, {
             {3: 3, "3": 3, "x": ["x"], "['Ana','Ben']": ["Ana", "Ben"], ("a", 2): ["a", "2"]},
             [0, "0", 101, True, 1.5, None, [""]],
         ),
-        (WINDOW, {(-1000, 1000): [-1000, 1000]}, [[1000, -1000], [0, 0], [0], 1000, [-1, 0, 1], [True, 2], None]),
+        (
+            WINDOW,
+            {(-1000, 1000): [-1000, 1000], (0, 10): [0, 10]},
+            [[1000, -1000], [0, 0], [0, 9.9], [0], 1000, [-1, 0, 1], [True, 200], None],
+        ),
         (choice("a", "b"), {"a": "a"}, ["c", "A", 1, None, ["a"]]),
         (several(whole(2, 9)), {4: [4], (4, 8): [4, 8]}, [1, [4, 1], None, True]),
         (maybe(whole(1, 9)), {None: None, "null": None, 2: 2}, [0, "None"]),
@@ -277,6 +281,10 @@ def refusal(stack, monkeypatch, *words, **settings):
         (("train",), {"max_steps": 9, "max_epochs": 2}, ["max_steps has no effect beside max_epochs"]),
         (("inference",), {"output_dir": "@x"}, ["output_dir '@x' cannot be evaluated", "./"]),
         (("inference",), {"seed": "$1/0"}, ["seed '$1/0' cannot be evaluated (ZeroDivisionError)"]),
+        (("train",), {"num_phantoms": 9, "dataset_dir": "/"}, ["num_phantoms has no effect beside dataset_dir"]),
+        (("evaluate",), {"num_phantoms": 9, "real_dir": "/"}, ["num_phantoms has no effect beside real_dir"]),
+        (("train",), {"hu_window": [1, 2]}, ["hu_window must be", "10 apart or more", "[1, 2]"]),
+        (("train",), {"ckpt_dir": "~nobody_here/x"}, ["ckpt_dir must be the name of a folder, got '~nobody_here/x'"]),
         (("train",), {"init_id": "a.yaml"}, ["a.yaml is no init_id of the config", "several config files"]),
     ],
 )

@@ -134,9 +134,7 @@ def test_view_yaml_leaves_out_what_is_no_ct_and_says_so(folders, tmp_path):
     nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.int16), np.eye(4)), source / "labels.nii.gz")
     (source / "broken.nii").write_bytes(b"no NIfTI")
     settings = {"source_dir": source, "output_dir": tmp_path / "page"}
-    with assert_refused(
-        "2 volumes are left out", "labels.nii.gz is not a chest CT in HU", "broken.nii: cannot be read"
-    ):
+    with assert_refused("2 volumes left out", "labels.nii.gz is not a chest CT in HU", "broken.nii: cannot be read"):
         run("run", ["view"], **settings)
     assert "broken is left out" in (tmp_path / "page" / "view.html").read_text()
     for path in (source / "ct.nii.gz", source / "broken.nii"):

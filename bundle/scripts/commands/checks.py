@@ -25,6 +25,10 @@ def check_values(runs: Sequence[Run]) -> None:
                 continue
             if name == "backbone_ckpt" and number:  # which the run before will make
                 continue
+            if text.startswith("%"):  # MONAI looks it up before any check of ours
+                raise ValueError(
+                    f"{name} {text}: MONAI takes what follows % for a place in a config file; write ./{text}"
+                )
             value = _value(text, described[name].kind)
             if not is_reference(value):
                 described[name].kind.checked(name, value)

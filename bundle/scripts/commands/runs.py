@@ -11,7 +11,7 @@ from typing import Any, Iterable, Mapping, Optional, Sequence
 from ..settings.reach import described_settings, reached, require_effect
 from .stacks import PROCESSES, STAGE_LAYER, in_order, marks, merged, overlays, recipes, with_bases
 from .table import CONFIGS, Command
-from .typed import Typed, missing, named, nearest
+from .typed import Typed, is_flag, missing, named, nearest
 
 OWN = ("recipe", "with", "gpus")  # flags of prdit for every run
 OF_TRAINING = ("stage", "up")  # … and of training
@@ -51,7 +51,9 @@ class Run:
         """The words after `monai.bundle`."""
         paths = [_short(CONFIGS / f"{name}.yaml") for name in self.stack]
         files = paths[0] if len(paths) == 1 else "[" + ",".join(f"'{path}'" for path in paths) + "]"
-        settings = [word for name, value in self.settings.items() for word in (f"--{name}", NOTHING.get(value, value))]
+        settings = []
+        for name, value in self.settings.items():
+            settings += [f"--{name}={value}"] if is_flag(value) else [f"--{name}", NOTHING.get(value, value)]
         return ["run", *([self.run_id] if self.run_id else []), "--config_file", files, *settings]
 
     def weights(self) -> Path:

@@ -36,13 +36,13 @@ def read_words(words: Sequence[str], switches: Collection[str] = ()) -> Typed:
     typed, rest = Typed(), list(words)
     while rest:
         word = rest.pop(0)
-        if not _is_flag(word):
+        if not is_flag(word):
             typed.positions.append(word)
             continue
         name, equals, value = word.lstrip("-").partition("=")
         name = name.replace("-", "_")
         if not equals:
-            alone = name in switches or not rest or _is_flag(rest[0])
+            alone = name in switches or not rest or is_flag(rest[0])
             value = SWITCHED_ON if alone else rest.pop(0)
         if name in typed.settings:
             raise ValueError(f"{name} is given twice")
@@ -50,7 +50,8 @@ def read_words(words: Sequence[str], switches: Collection[str] = ()) -> Typed:
     return typed
 
 
-def _is_flag(word: str) -> bool:
+def is_flag(word: str) -> bool:
+    """Whether Fire, too, takes a word for the name of a setting: it begins with a dash and is no number."""
     return word.startswith("-") and word[1:2] != "" and not word[1:2].isdigit() and word[1:2] != "."
 
 

@@ -23,6 +23,7 @@ from ..evaluation.volume_sets import VolumeSet, check_sets, generated_sets, hash
 from ..files import hold, release, remove_leftovers, write_json
 from ..stops import stoppable
 from ..version import VERSION
+from ..words import count
 from .answers import read_key
 from .blinding import features_of, find_leaks, telling_features
 from .cases import steps_for
@@ -62,7 +63,7 @@ def chosen(
     for one in sets:
         if len(one) < num_cases:
             raise ValueError(
-                f"num_cases is {num_cases}, but {one.name}_dir {one.folder} holds {_volumes(len(one))}; lower num_cases"
+                f"num_cases is {num_cases}, but {one.name}_dir {one.folder} holds {count(len(one), 'volume')}; lower num_cases"
             )
     if trial_case and not larger:
         raise ValueError(
@@ -75,10 +76,6 @@ def chosen(
         order = rng.permutation(len(one))[: num_cases + (index == with_trial)]
         drawn.append(VolumeSet(one.name, [one.items[int(i)] for i in order], one.folder, one.paper_compat))
     return drawn, with_trial
-
-
-def _volumes(count: int) -> str:
-    return f"{count} volume" if count == 1 else f"{count} volumes"
 
 
 class ReaderStudy:

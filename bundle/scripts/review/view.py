@@ -13,6 +13,7 @@ from ..data.ingest.places import list_files
 from ..data.training.transforms import LoadCTd
 from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, sha256_of
+from ..words import count
 from .viewer import Viewed, write_view
 
 _SUFFIXES = (".nii", ".nii.gz")
@@ -51,9 +52,9 @@ def view_folders(
     remove_leftovers(output)
     left_out = write_view(output, volumes, "Volumes of " + " and ".join(groups), notes)
     release(output)
-    print(f"view.html of {len(volumes) - len(left_out)} volumes is in {output_dir}")
+    print(f"view.html of {count(len(volumes) - len(left_out), 'volume')} is in {output_dir}")
     if left_out:
-        raise ValueError(f"{len(left_out)} volumes are left out: " + "; ".join(left_out.values()))
+        raise ValueError(f"{count(len(left_out), 'volume')} left out: " + "; ".join(left_out.values()))
 
 
 def _nifti_files(setting: str, folder: Path) -> list[str]:

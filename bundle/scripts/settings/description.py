@@ -45,13 +45,13 @@ MILLION = 1_000_000
 @dataclass(frozen=True)
 class Setting:
     """One setting: its kind, what it does in one sentence, its unit, the setting that is null where this is typed, and the
-    one beside which it would have no effect."""
+    ones beside which it would have no effect."""
 
     kind: Kind
     sentence: str
     unit: str = ""
     instead_of: str = ""
-    not_beside: str = ""
+    not_beside: tuple[str, ...] = ()
 
 
 _GRID = sides(1, 4096)
@@ -95,8 +95,12 @@ _TRAIN = {
     "max_padding": Setting(_SHARE, "largest share of the field of view outside of the volumes"),
     "hu_window": Setting(WINDOW, "scaled to [-1, 1]; stored with the weights and reversed on output", "HU"),
     "flip_prob": Setting(_SHARE, "probability of a left-right flip; half of the hearts are then on the right"),
-    "num_phantoms": Setting(whole(1, MILLION), "training phantoms, where dataset_dir is null"),
-    "num_validation_phantoms": Setting(whole(1, MILLION), "validation phantoms, where dataset_dir is null"),
+    "num_phantoms": Setting(
+        whole(1, MILLION), "training phantoms, where dataset_dir is null", not_beside=("dataset_dir",)
+    ),
+    "num_validation_phantoms": Setting(
+        whole(1, MILLION), "validation phantoms, where dataset_dir is null", not_beside=("dataset_dir",)
+    ),
     "cache_gb": Setting(number(0, 100_000), "host memory for cached volumes, per process", "GB"),
     "depth": Setting(whole(0, 256), "transformer blocks; 0: stage 1 alone"),
     "hidden_size": Setting(whole(1, 65_536), "width of the transformer and of the time features"),
@@ -114,7 +118,7 @@ _TRAIN = {
     "encoding": Setting(choice(*ENCODINGS), "what the network sees of a volume; the overlays set it"),
     "trains": Setting(TEXT, "what the opening line says is trained; the overlays set it"),
     "max_steps": Setting(
-        whole(1, 1000 * MILLION), "of the optimiser in all, to the end of an epoch", "steps", not_beside="max_epochs"
+        whole(1, 1000 * MILLION), "of the optimiser in all, to the end of an epoch", "steps", not_beside=("max_epochs",)
     ),
     "max_epochs": Setting(
         maybe(whole(1, 100 * MILLION)), "in all, instead of max_steps; null: as max_steps says", "epochs"
@@ -234,7 +238,7 @@ _EVALUATE = {
     "output_dir": Setting(FOLDER, "where the report is written"),
     "cache_dir": Setting(FOLDER, "what was measured of each volume; share it between evaluations to save time"),
     "metrics": Setting(maybe(several(TEXT)), "beginnings of names, such as ['FID','MMD']; null: all"),
-    "num_phantoms": Setting(whole(1, MILLION), "where real_dir is null"),
+    "num_phantoms": Setting(whole(1, MILLION), "where real_dir is null", not_beside=("real_dir", "dataset_dir")),
     "max_volumes": Setting(maybe(whole(1, MILLION)), "at most so many of each set, evenly spaced"),
     "grid": Setting(maybe(_GRID), "to compare at; null: that of the generated volumes", "voxels"),
     "field_of_view_mm": Setting(maybe(_FIELD_OF_VIEW), "goes with grid", "mm"),
@@ -334,10 +338,11 @@ _TABLES = {
     **{
         name: _EVALUATE[name]
         for name in (
-            "max_volumes", "num_phantoms", "grid", "field_of_view_mm", "hu_window", "feature_weights", "bf16",
+            "max_volumes", "grid", "field_of_view_mm", "hu_window", "feature_weights", "bf16",
             "batch_size", "num_workers", "device",
         )
     },
+    "num_phantoms": Setting(whole(1, MILLION), "where real_dir or rad_real_dir is null"),
     "critic_real_section": Setting(choice("training", "validation", "all"), "real volumes of the critics"),
     "critic_steps": Setting(whole(1, 100 * MILLION), "of each critic", "steps"),
     "critic_batch_size": Setting(whole(1, 65_536), "real volumes per step, and as many generated ones", "volumes"),

@@ -193,7 +193,10 @@ def _text(value: Any) -> str:
 def _path(text: str) -> str:
     if "::" in text:
         raise ValueError("MONAI's separator")  # what it makes of '#', see check.py
-    return str(Path(text).expanduser()) if text.startswith("~") else text
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise ValueError("the home folder of nobody here") from None
 
 
 def _name(text: str) -> str:
@@ -221,11 +224,12 @@ def _folder_there(path: str) -> str:
 
 
 def _ordered(window: list[float]) -> list[float]:
-    if window[0] >= window[1]:
-        raise ValueError("reversed")
+    if window[1] - window[0] < _NARROWEST:
+        raise ValueError("reversed, or too narrow")
     return window
 
 
+_NARROWEST = 10.0  # HU; the noise of a CT is wider, so that a narrower window is a slip of the pen
 _TWO: Any = _list(_number(ge=-100_000, le=100_000), 2, 2)
 _TEXT = Annotated[str, BeforeValidator(_text)]
 _PATH = Annotated[str, BeforeValidator(_text), AfterValidator(_path)]
@@ -258,5 +262,8 @@ INPUTS = Kind(
 READERS = Kind(
     Union[_whole(1, 100), _list(_TEXT, 1, 100, _names)], "a whole number from 1 to 100, or names such as ['Ana','Ben']"
 )
-WINDOW = Kind(Annotated[_TWO, AfterValidator(_ordered)], "two numbers, the lower one first, such as [-1000,1000]")
+WINDOW = Kind(
+    Annotated[_TWO, AfterValidator(_ordered)],
+    f"two numbers, the lower one first and {_NARROWEST:g} apart or more, such as [-1000,1000]",
+)
 DEVICE = Kind(Annotated[Any, BeforeValidator(usable_device)], "a device that PyTorch has here, such as cpu or cuda:0")

@@ -56,8 +56,7 @@ def require_one(typed: Mapping[str, Any], described: Mapping[str, Setting]) -> N
     """Refuses a typed setting beside a typed one that leaves it no effect; ValueError in one line."""
     given = [name for name, value in typed.items() if name in described and value not in (None, "$None")]
     for name in given:
-        other = described[name].not_beside
-        if other in given:
+        for other in (one for one in described[name].not_beside if one in given):
             raise ValueError(f"{name} has no effect beside {other}; leave one of them out")
 
 

@@ -9,6 +9,7 @@ from typing import Sequence
 
 import numpy as np
 
+from ...words import count
 from .headers import Slice
 
 MAX_TILT_DEGREES = 0.5  # less is rounding of the tags
@@ -102,7 +103,7 @@ def regular_series(stack: Sequence[Slice], min_slices: int) -> Series:
         ValueError: with another reason, when it is no regular one.
     """
     if len(stack) < max(min_slices, 2):
-        raise ValueError(f"{len(stack)} slices, at least {max(min_slices, 2)} are needed")
+        raise ValueError(f"{count(len(stack), 'slice')}, at least {max(min_slices, 2)} are needed")
     directions = np.reshape(stack[0].orientation, (2, 3))
     if not np.allclose(directions @ directions.T, np.eye(2), atol=1e-3):
         raise ValueError("rows and columns have no perpendicular directions of length 1")

@@ -20,6 +20,7 @@ from ...files import PathLike, hold, release, remove_leftovers, require_own, wri
 from ...overlap import check_places
 from ...processes import join_processes
 from ...stops import stoppable
+from ...words import count
 from ..dicom import MIN_SLICES
 from ..geometry import three
 from ..prepared import PREPARATION, split_by_name
@@ -286,7 +287,10 @@ def _copy_notes(records: Sequence[dict[str, Any]]) -> list[str]:
             alike.setdefault(json.dumps([record["histogram"], record["original_shape"]]), []).append(record["volume"])
     copies = [name for names in alike.values() for name in names[1:]]
     listed = ", ".join(copies[:3]) + (" and more" if len(copies) > 3 else "")
-    return [f"{len(copies)} volumes have the values of others, copies of one scan? {listed}"] if copies else []
+    have = "has" if len(copies) == 1 else "have"
+    return (
+        [f"{count(len(copies), 'volume')} {have} the values of another, a copy of one scan? {listed}"] if copies else []
+    )
 
 
 def _tell(findings: Findings) -> None:
@@ -307,8 +311,8 @@ def _tell(findings: Findings) -> None:
 
 
 def _left_out(findings: Findings) -> str:
-    kinds = {kind: count for kind, count in sorted(findings.left_out.items()) if count}
-    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    kinds = {kind: number for kind, number in sorted(findings.left_out.items()) if number}
+    told = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
     return f"{sum(kinds.values())} other files left out" + (f" ({told})" if told else "")
 
 
@@ -322,7 +326,7 @@ def _summarize(
     accepted = [record for record in records if record["status"] == "accepted"]
     warned, rejected = sum(bool(record["warnings"]) for record in accepted), len(records) - len(accepted)
     print(
-        f"{len(accepted)} volumes of {len({record['patient'] for record in accepted})} patients accepted, "
+        f"{count(len(accepted), 'volume')} of {count(len({record['patient'] for record in accepted}), 'patient')} accepted, "
         f"{warned} of them with warnings, {rejected} rejected, {_left_out(findings)}"
     )
     for note in notes:

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any, Sequence
 
+from ...words import count
+
 _NAME = re.compile(r"([0-9a-f]{12}_[0-9a-f]{8})\.(nii\.gz|json|jpg)")
 
 
@@ -25,12 +27,12 @@ def tell_missing(folder: Path, records: Sequence[dict[str, Any]], remove: bool) 
         match = _NAME.fullmatch(path.name)
         if match and match[1] not in names:
             files.setdefault(match[1], []).append(path)
-    count = sum((folder / "volumes" / f"{name}.nii.gz").is_file() for name in files)
-    told = f"the sources of {count} volumes of earlier runs are gone"
+    gone = sum((folder / "volumes" / f"{name}.nii.gz").is_file() for name in files)
+    told = f"the sources of {count(gone, 'volume')} of earlier runs are gone"
     if not remove:
-        return [f"{told}; they are kept, but not listed; --remove_missing True deletes them"] if count else []
+        return [f"{told}; they are kept, but not listed; --remove_missing True deletes them"] if gone else []
     if any("cannot be opened" in record["reason"] for record in records):
-        return [f"{told}; nothing was removed, since other sources cannot be opened"] if count else []
+        return [f"{told}; nothing was removed, since other sources cannot be opened"] if gone else []
     for path in [path for paths in files.values() for path in paths]:
         path.unlink()
-    return [f"{told}; they were removed"] if count else []
+    return [f"{told}; they were removed"] if gone else []
