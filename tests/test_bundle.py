@@ -119,7 +119,7 @@ def test_a_new_local_denoiser_trains_beside_the_transformer_of_weights(trained, 
         run("training", ["train", "train_new_local"], **settings, residual_ckpt=start, hu_window=[-500, 500])
     settings |= {"ckpt_dir": tmp_path / "all", "max_epochs": 1}
     run("training", ["train", "finetune"], **settings, finetune_from=mine)
-    with assert_refused("residual_ckpt must be a file that exists, got"):
+    with assert_refused("residual_ckpt must be a file that exists and ends in .pt, got"):
         run("training", ["train", "train_new_local"], **settings, residual_ckpt=tmp_path / "none.pt")
     with assert_refused("residual_ckpt"):
         run("training", ["train", "train_new_local"], **settings)

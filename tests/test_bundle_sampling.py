@@ -147,7 +147,7 @@ def test_files_that_are_not_ours_are_not_overwritten(kind, trained, tmp_path):
         ({"num_samples": 0}, "num_samples must be a whole number from 1"),
         ({"grid": [15, 16, 16]}, "grid must be three multiples"),
         ({"output_dir": "/proc/nowhere"}, "output_dir /proc/nowhere is not writable"),
-        ({"ckpt_path": "nothing.pt"}, "ckpt_path must be a file that exists, got 'nothing.pt'"),
+        ({"ckpt_path": "nothing.pt"}, "ckpt_path must be a file that exists and ends in .pt, got 'nothing.pt'"),
     ],
 )
 def test_bad_settings_of_sampling(trained, tmp_path, settings, fact):

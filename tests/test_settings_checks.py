@@ -24,6 +24,7 @@ from scripts.settings.kinds import (
     INPUT,
     INPUT_FILE,
     INPUT_FOLDER,
+    INPUT_WEIGHTS,
     INPUTS,
     NAME,
     NEW_WEIGHTS,
@@ -205,6 +206,7 @@ WRONG = ("x", "", [], {}, [[]], float("nan"), float("inf"), -(10**31), 10**31, {
             {".": ["."], "[., /]": [".", "/"], (__file__, "."): [__file__, "."]},
             [[], None, "none", [".", "none"]],
         ),
+        (INPUT_WEIGHTS, {".": "."}, ["none.pt", __file__, "/dev/null", "", None]),
         (INPUT_FILE, {__file__: __file__, ".": "."}, ["none", "", None]),  # what lies in a folder is told later
         (INPUT, {".": ".", __file__: __file__}, ["none", "", None]),
         (INPUT_FOLDER, {".": "."}, ["none", __file__, "", None]),
@@ -273,7 +275,7 @@ def refusal(stack, monkeypatch, *words, **settings):
         ),
         (
             ("train", "finetune"),
-            {"local_window": 2, "finetune_from": __file__},
+            {"local_window": 2, "finetune_from": "."},
             ["local_window must be 0 in this stage", "got 2"],
         ),
         (("evaluate", "sampling_sweep"), {"checkpoints": "$None"}, ["checkpoints is needed"]),

@@ -18,6 +18,7 @@ from .kinds import (
     INPUT,
     INPUT_FILE,
     INPUT_FOLDER,
+    INPUT_WEIGHTS,
     INPUTS,
     NAME,
     NEW_WEIGHTS,
@@ -164,7 +165,7 @@ _TRAIN = {
 }
 
 _SAMPLE = {
-    "ckpt_path": Setting(INPUT_FILE, "weights (.pt) to sample, with their JSON beside them"),
+    "ckpt_path": Setting(INPUT_WEIGHTS, "weights (.pt) to sample, with their JSON beside them"),
     "output_dir": Setting(FOLDER, "where the volumes are written"),
     "writers": Setting(components(*WRITERS), "what is written; everything else is made of the NIfTI"),
     "dicom": Setting(SWITCH, "writes a DICOM series of each volume too, also of those that are there already"),
@@ -357,20 +358,20 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "train": _TRAIN,
     "train_global": {"local_ckpt": Setting(FILE, "stage 1's weights"), "local_window": _NO_WINDOW},
     "finetune": {
-        "finetune_from": Setting(INPUT_FILE, "weights to start from, of any sizes"),
+        "finetune_from": Setting(INPUT_WEIGHTS, "weights to start from, of any sizes"),
         "local_window": _NO_WINDOW,
     },
     "distill": {
-        "distill_from": Setting(INPUT_FILE, "weights to start from, of any sizes"),
+        "distill_from": Setting(INPUT_WEIGHTS, "weights to start from, of any sizes"),
         "num_inference_steps": Setting(whole(1, 1000), "network calls per volume that the new weights are made for"),
         "intervals": Setting(several(whole(1, 1000)), "of the path, in equal parts of the run"),
         "anchor_weight": Setting(number(0, MILLION), "of the denoising of the other half of a batch; 0: none"),
         "local_window": _NO_WINDOW,
     },
-    "finetune_high_resolution": {"finetune_from": Setting(INPUT_FILE, "weights to start from")},
+    "finetune_high_resolution": {"finetune_from": Setting(INPUT_WEIGHTS, "weights to start from")},
     "train_new_local": {
         "local_window": _NO_WINDOW,
-        "residual_ckpt": Setting(INPUT_FILE, "weights of both stages, whose transformer stays"),
+        "residual_ckpt": Setting(INPUT_WEIGHTS, "weights of both stages, whose transformer stays"),
     },
     "train_wavelet": {
         "channels": Setting(whole(32, 4096), "features of the first level, a multiple of 32"),
@@ -398,7 +399,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "local_window": _NO_WINDOW,
     },
     "train_high_resolution": {
-        "backbone_ckpt": Setting(INPUT_FILE, "weights of the lower grid that are refined"),
+        "backbone_ckpt": Setting(INPUT_WEIGHTS, "weights of the lower grid that are refined"),
         "freeze_backbone": Setting(SWITCH, "trains the refiner alone"),
         "factor": Setting(whole(2, 16), "the new grid over that of the backbone"),
         "refiner_hidden_size": Setting(whole(1, 65_536), "of the refiner's own time embedding"),
@@ -422,7 +423,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     },
     "inference": _SAMPLE,
     "export": {
-        "ckpt_path": Setting(INPUT_FILE, "weights (.pt) of a training run"),
+        "ckpt_path": Setting(INPUT_WEIGHTS, "weights (.pt) of a training run"),
         "output_path": Setting(NEW_WEIGHTS, "the copy (.pt)"),
         "dtype": Setting(choice("float32", "bfloat16", "float16"), "of the copy"),
         "time_dtype": Setting(
@@ -485,7 +486,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "review_score": _REVIEW_SCORE,
     "sampling_sweep": {
         "checkpoints": Setting(
-            named(INPUT_FILE, "{'shipped': 'bundle/models/model.pt'}"), "weights to sample, by name"
+            named(INPUT_WEIGHTS, "{'shipped': 'bundle/models/model.pt'}"), "weights to sample, by name"
         ),
         **{name: _values(name) for name in ("solver", "predictor_ratio", "eta", "spacing", "prediction", "guidance")},
         "num_inference_steps": _values("num_inference_steps"),

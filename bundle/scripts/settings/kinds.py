@@ -217,6 +217,10 @@ def _file_there(path: str) -> str:
     return path
 
 
+def _weights_there(path: str) -> str:
+    return _file_there(path) if os.path.isdir(path) else _file_there(_weights(path))
+
+
 def _folder_there(path: str) -> str:
     if not os.path.isdir(path):
         raise ValueError("not there")
@@ -246,6 +250,9 @@ FILE = Kind(_PATH, "the name of a file", verbatim=True)
 FOLDER = Kind(_PATH, "the name of a folder", verbatim=True)
 NEW_WEIGHTS = Kind(Annotated[_PATH, AfterValidator(_weights)], "the name of a file that ends in .pt", verbatim=True)
 INPUT_FILE = Kind(Annotated[_PATH, AfterValidator(_file_there)], "a file that exists", verbatim=True)
+INPUT_WEIGHTS = Kind(
+    Annotated[_PATH, AfterValidator(_weights_there)], "a file that exists and ends in .pt", verbatim=True
+)
 INPUT_FOLDER = Kind(Annotated[_PATH, AfterValidator(_folder_there)], "a folder that exists", verbatim=True)
 FILE_OR_HUB = Kind(
     Annotated[_PATH, AfterValidator(lambda path: path if path == "hub" else _file_there(path))],
