@@ -347,13 +347,15 @@ def test_a_part_that_a_run_needs_is_asked_for(saved, one_line):
     one_line(raised, saved[1].with_suffix(".json"), "data")
 
 
-@pytest.mark.parametrize("kind", [torch.int64, torch.complex64, torch.bool])
-def test_weights_that_are_no_real_numbers_are_refused(make_network, kind, one_line):
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.int, torch.Tensor.cfloat, torch.Tensor.bool, torch.Tensor.to_sparse, lambda t: t.to("meta")]
+)
+def test_weights_that_are_no_real_numbers_are_refused(make_network, change, one_line):
     network = make_network(depth=0)
-    state = {**network.state_dict(), "time.bias": network.time.bias.detach().to(kind)}
+    state = {**network.state_dict(), "time.bias": change(network.time.bias.detach())}
     with pytest.raises(ValueError) as raised:
         load_strictly(network, state, "model.pt")
-    one_line(raised, "model.pt", "1 no real numbers (time.bias)")
+    one_line(raised, "model.pt", "1 not plain real numbers (time.bias)")
 
 
 def test_weights_that_are_not_finite_are_neither_loaded_nor_written(saved, make_network, one_line, tmp_path):

@@ -113,6 +113,14 @@ def test_weights_of_another_shape_are_named(weights, one_line):
     one_line(raised, "fine.patch_embedder.fc2.bias")
 
 
+@pytest.mark.parametrize("change", [torch.Tensor.int, torch.Tensor.cfloat, torch.Tensor.to_sparse])
+def test_weights_that_are_no_real_numbers_are_refused(weights, change, one_line):
+    name = "fine.patch_embedder.fc2.bias"
+    with pytest.raises(ValueError) as raised:
+        network_from_official({**weights, name: change(weights[name])}, num_heads=4)
+    one_line(raised, name, "not plain real numbers")
+
+
 @pytest.mark.parametrize("checkpoint", [{}, {"model": {}}, {"epoch": 3}, {"conv.weight": torch.zeros(3)}])
 def test_foreign_checkpoints_are_refused(checkpoint, one_line):
     with pytest.raises(ValueError) as raised:

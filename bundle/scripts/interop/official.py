@@ -16,7 +16,7 @@ from ..files import remove_leftovers, sha256_of
 from ..inferers.items import grid_of
 from ..networks.base import DenoisingNetwork
 from ..networks.card import description_path, require_free
-from ..networks.checkpoint import load_tensors, save_weights
+from ..networks.checkpoint import is_plain, load_tensors, save_weights
 from ..networks.kinds import build_network
 from ..networks.prdit import SIZES
 from ..overlap import check_places
@@ -126,6 +126,9 @@ def _load(state: dict[str, Tensor], num_heads: Optional[int], norm: str, factor:
     wrong = [name for name in shapes if shapes[name] != state[name].shape]
     if wrong:
         raise ValueError(f"{wrong[0]} of the checkpoint is {list(state[wrong[0]].shape)}, not {list(shapes[wrong[0]])}")
+    odd = [name for name in shapes if not is_plain(state[name])]
+    if odd:
+        raise ValueError(f"{odd[0]} of the checkpoint holds {state[odd[0]].dtype}, not plain real numbers")
     ours = {name: torch.cat([state[theirs].float() for theirs in names]) for name, names in wanted.items()}
     network.load_state_dict(ours, strict=True)
     return network.eval()

@@ -77,11 +77,16 @@ def require_fitting(own: dict[str, Tensor], state: dict[str, Any], path: PathLik
     both = [name for name in own if name in state]
     shapes = [name for name in both if own[name].shape != getattr(state[name], "shape", None)]
     kinds = [name for name in both if isinstance(state[name], Tensor)
-             and own[name].is_floating_point() != state[name].is_floating_point()]  # fmt: skip
+             and not is_plain(state[name], own[name].is_floating_point())]  # fmt: skip
     facts = [f"{len(names)} {what} ({names[0]})" for what, names in
-             (("missing", missing), ("unknown", extra), ("of another shape", shapes), ("no real numbers", kinds)) if names]  # fmt: skip
+             (("missing", missing), ("unknown", extra), ("of another shape", shapes), ("not plain real numbers", kinds)) if names]  # fmt: skip
     if facts:
         raise ValueError(f"{path} is of another network: {', '.join(facts)}")
+
+
+def is_plain(tensor: Tensor, real: bool = True) -> bool:
+    """Whether a tensor holds each of its numbers, real ones or whole ones: it is not sparse, and has a storage."""
+    return tensor.is_floating_point() == real and tensor.layout == torch.strided and not tensor.is_meta
 
 
 def save_weights(
