@@ -26,7 +26,7 @@ TINY = {"num_samples": 3, "num_seeds": 2, "num_inference_steps": 1, "num_phantom
 
 
 def make(models_dir, output_dir, **settings):
-    run("run", ["tables"], **TINY, models_dir=models_dir, output_dir=output_dir, **settings)
+    run("run", ["tables"], **{**TINY, **settings}, models_dir=models_dir, output_dir=output_dir)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,8 @@ def test_bad_input_is_one_line(models, tmp_path):
         make(None, tmp_path / "b", figures=[11])
     with assert_refused("tables must be a list, each one of 1, 2"):
         make(models, tmp_path / "c", tables=[9])
+    with assert_refused("num_samples must be 2 or more, got 1"):
+        make(models, tmp_path / "c", tables=[1], num_samples=1)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "table_3.md").write_text("mine")
     with assert_refused("table_3.md was not made by this command"):

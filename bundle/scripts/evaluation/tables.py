@@ -22,6 +22,7 @@ from .paper_figures import draw_figure
 from .sweep import run_configs
 
 MARK = "made by prdit tables"
+_TIMES = 6  # the table whose volumes are timed, and not compared
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "·": r"$\cdot$",
           "²": "$^2$", "³": "$^3$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", "<": "$<$", ">": "$>$"}  # fmt: skip
 Cells = dict[str, dict[str, Any]]  # of a row, by column: 'text', and the numbers that it shows
@@ -64,6 +65,10 @@ class Paper:
         if not tables and not figures:
             numbers = (f"{what} {', '.join(map(str, PAPER[what]))}" for what in ("tables", "figures"))
             raise ValueError(f"give --tables or --figures, such as --tables 1; there are {' and '.join(numbers)}")
+        if sampler.num_samples < 2 and set(tables) - {_TIMES}:
+            raise ValueError(
+                f"tables compare sets of volumes: num_samples must be 2 or more, got {sampler.num_samples}"
+            )
         self.tables = {number: PAPER["tables"][number] for number in tables}
         self.of_tables = {number: self._places(f"table {number}", table) for number, table in self.tables.items()}
         self.of_figures = {number: self._places(f"figure {number}", PAPER["figures"][number]) for number in figures}
@@ -100,7 +105,7 @@ class Paper:
         cells: dict[str, Cells] = {row: {} for row in rows}
         facts: dict[str, Any] = {"sampler": self.sampler.settings, "notes": []}
         self.sampler.notes = facts["notes"]
-        if number == 6:
+        if number == _TIMES:
             self.time(models, cells, facts)
         else:
             folders = {
