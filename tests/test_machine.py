@@ -1,6 +1,7 @@
 """What the machine refuses is one line that names the file or what to lower."""
 
 import errno
+import io
 import os
 import resource
 import signal
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from scripts.data import LoadCTd
 from scripts.errors import root_cause, what_to_say
 from scripts.files import whole_file
-from scripts.machine import machine_fault
+from scripts.machine import machine_fault, written
 
 
 @pytest.fixture
@@ -85,6 +86,23 @@ def test_a_full_disk_names_the_file_and_keeps_the_old_one(save, tmp_path, small_
     assert said(lambda: write(tmp_path / "model.pt", save)).startswith(f"{tmp_path / 'model.pt'}: ")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
     assert (tmp_path / "model.pt").read_text() == "old"
+
+
+@pytest.mark.parametrize("number", range(1, 10))
+def test_a_stop_amid_a_checkpoint_is_no_full_disk(number, tmp_path):
+    """PyTorch says of it that its file was cut off, as of a full disk."""
+
+    class Stopped(io.BytesIO):
+        writes = 0
+
+        def write(self, data):
+            self.writes += 1
+            if self.writes == number:
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    with pytest.raises(KeyboardInterrupt), written(tmp_path / "model.pt"):
+        torch.save({"a": torch.zeros(1000), "b": torch.zeros(10)}, Stopped())
 
 
 def test_folders_and_files_in_each_others_place(tmp_path):

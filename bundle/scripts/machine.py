@@ -77,10 +77,13 @@ def written(path: Union[str, Path]) -> Iterator[None]:
 
     Raises:
         OSError: with the path as its file name.
+        KeyboardInterrupt: of a stop amid the writing, which PyTorch covers with an error of a file cut off.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__
         cause = error if isinstance(error, OSError) else error.__context__  # PyTorch's covers that of the file
         number = cause.errno if isinstance(cause, OSError) else None
         if number is None and re.search(r"inline_container|iostream|\d written", str(error)):
