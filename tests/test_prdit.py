@@ -400,6 +400,7 @@ def test_stage_2_is_planned_before_stage_1_is_there(capsys, tmp_path):
     assert second[0] == TRAIN and second[1]["depth"] == "6" and second[1]["stage"] == "model"
     assert float(second[1]["lr"]) == 1e-3 and "local_ckpt" not in second[1]
     assert second[1]["trains"] == "stage 2 (the transformer)"
+    assert shown(capsys, "train", "D", "C", "--dry_run") == [first, second]
     assert shown(capsys, "plan", "train", "D", "C", "--grid", "32")[1][1]["grid"] == "32"
     (tmp_path / "C").mkdir()
     (tmp_path / "C" / "local.pt").touch()

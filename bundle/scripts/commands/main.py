@@ -64,18 +64,14 @@ def _run(words: list[str]) -> None:
     runs = runs_of(name, command, typed)
     if not show:
         check_values(runs)
+    plan = plan or runs[-1].settings.get("dry_run", "False").lower() in ("true", "1", "yes", "on")
     runs = planned(runs) if plan else runs
     if show:
         return print("\n".join(one.line() for one in runs))
     status = max([_status(one, plan, verbose) for one in runs])
     if command.said and not plan:
         print(command.said)
-    nothing_made = plan or runs[-1].settings.get("dry_run", "False").lower() in ("true", "1", "yes", "on")
-    if (
-        command.then
-        and not nothing_made
-        and os.path.exists(os.path.expanduser(_filled(command.made, runs[-1])) or os.curdir)
-    ):
+    if command.then and not plan and os.path.exists(os.path.expanduser(_filled(command.made, runs[-1])) or os.curdir):
         print(f"next: {_next(command, runs[-1])}")
     if status:
         sys.exit(status)
