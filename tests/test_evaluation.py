@@ -68,7 +68,10 @@ def test_copies_are_searched_among_the_training_volumes_where_they_are_given(pla
     )
     assert found["memorisation"]["against"] == "training" and found["sets"]["training"]["num_volumes"] == 14
     assert len(found["memorisation"]["generated"]["flagged"]) == 3
-    assert found["distances"] == {"generated": {}} and "nearest of training" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert found["distances"] == {"generated": {}} and "nearest of training" in page
+    assert "Distance to the phantoms" in page and "<b>reference phantoms</b>" in page  # which are not called real
+    assert "real volumes" not in page and "<b>real</b>" not in page
 
 
 def test_a_training_set_of_copies_gives_a_note_and_no_numbers():
@@ -188,7 +191,7 @@ def test_two_processes_give_the_same_numbers(planted, tmp_path):
     folders = {"generated_dir": planted / "generated", "output_dir": tmp_path / "two"}
     process = run_process("run", ["evaluate", "multi_gpu"], tmp_path, launcher, **folders, **settings)
     assert process.returncode == 0, process.stderr[-2000:]
-    assert process.stdout.count("generated (N = 10) against real") == 1  # rank 0 alone
+    assert process.stdout.count("generated (N = 10) against phantoms") == 1  # rank 0 alone
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert one["distances"] == two["distances"] and one["properties"] == two["properties"]
     # again, with nothing left to measure

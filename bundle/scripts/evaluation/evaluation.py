@@ -18,12 +18,12 @@ from ..pages import number
 from ..stops import stoppable
 from ..version import VERSION
 from .comparison import MEMORISATION, MS_SSIM, Comparison, likeness_warnings, warnings_of
-from .headline import headline
+from .headline import headline, reference_of
 from .records import Records, RecordStore
 from .report import REPORT_MARK, report_html
 from .volume_sets import VolumeSet, generators
 
-PHANTOMS_ARE_REAL = "real stands for phantoms that no training has seen, since no real_dir was given."
+PHANTOMS_ARE_REAL = "Compared with phantoms that no training has seen, since no real_dir was given."
 
 
 class Evaluation:
@@ -185,8 +185,10 @@ def summary(results: dict[str, Any]) -> str:
     half = results["floor"]["num_volumes"]
     lines = list(results["headlines"].values())
     for name, distances in results["distances"].items():
-        lines.append(f"\n{name} (N = {counts[name]}) against real (N = {counts['real']}), with 95 % intervals")
-        lines.append(f"  {'':75s} floor: real against real (N = {half})")
+        lines.append(
+            f"\n{name} (N = {counts[name]}) against {reference_of(results)} (N = {counts['real']}), with 95 % intervals"
+        )
+        lines.append(f"  {'':75s} floor: halves of the {reference_of(results)} (N = {half})")
         for metric, estimate in distances.items():
             floor = results["floor"]["distances"][metric]
             entry = results["meaning"][metric]["of_features"]

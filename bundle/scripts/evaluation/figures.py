@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..pages import COLOURS, REAL_COLOUR, new_axes, shortened, styled, svg
-from .volume_sets import ROLES
+from .volume_sets import REFERENCE, ROLES
 
 LETTERS = 62  # that fit below a plot
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -18,7 +18,7 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """Dark for the real and the training volumes, then one colour per generator."""
-    generated = [name for name in names if name not in ROLES]
+    generated = [name for name in names if name not in (*ROLES, REFERENCE)]
     palette = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(generated)}
     return {name: palette.get(name, REAL_COLOUR) for name in names}
 

@@ -8,6 +8,7 @@ from ..metrics import ASTRA, FEATURES
 from ..pages import formatted
 from .comparison import FEW_VOLUMES, is_beyond_chance
 from .set_metrics import EXCESS_LIKENESS, LIKENESS
+from .volume_sets import REFERENCE
 
 AS_REAL = 1.5  # times what halves of the real volumes have between them: no more than chance makes of it
 _HU, _BANDS, _SPECTRUM, _FID = "HU-Wasserstein (HU)", "HU-Wasserstein, ", "log10 spectrum error", "FID"
@@ -21,7 +22,7 @@ def headline(name: str, results: Mapping[str, Any]) -> str:
         results: what metrics.json holds.
     """
     found, floor = results["distances"][name], results["floor"]["distances"]
-    real = "phantoms" if results["sets"]["real"]["phantoms"] else "real volumes"
+    real = reference_of(results)
     near = [_compared("HU", _HU, " HU", found, floor), _compared("spectrum", _SPECTRUM, "", found, floor)]
     near += [
         _compared(metric, metric, "", found, floor)
@@ -36,6 +37,16 @@ def headline(name: str, results: Mapping[str, Any]) -> str:
     text = ", ".join(part for part in parts if part) or "nothing that a sentence can say was measured"
     few = f" {count} volume{'' if count == 1 else 's'} only: take {FEW_VOLUMES} or more." if count < FEW_VOLUMES else ""
     return f"In short, {name}: {text}.{few}"
+
+
+def reference_of(results: Mapping[str, Any]) -> str:
+    """What generators are compared with, in words: phantoms are not called real."""
+    return "phantoms" if results["sets"]["real"]["phantoms"] else "real volumes"
+
+
+def shown_name(name: str, results: Mapping[str, Any]) -> str:
+    """The name of a set, as a report has it."""
+    return REFERENCE if name == "real" and results["sets"]["real"]["phantoms"] else name
 
 
 def _ratio(metric: str, found: Mapping[str, Any], floor: Mapping[str, Any]) -> Optional[float]:

@@ -14,6 +14,7 @@ from ..metrics import ANATOMY_NAMES, HU_BANDS, ORGAN_NAMES
 from ..pages import as_array, formatted, minus, render
 from .comparison import is_beyond_chance
 from .figures import colours_of, dot_plot, line_plot
+from .headline import reference_of, shown_name
 from .records import Records
 from .report_memorisation import memorised
 from .set_metrics import EXCESS_LIKENESS, LIKENESS
@@ -45,19 +46,21 @@ def report_html(
     """
     shown = ["real", *results["distances"]]
     size_mm, grid = results["settings"]["field_of_view_mm"], results["settings"]["grid"]
+    names = {name: shown_name(name, results) for name in results["sets"]}
     return render(
         "evaluation/report.html",
         results=results,
-        shown=shown,
+        names=names,
+        reference=reference_of(results),
         spacing=[f"{side / n:.3g}" for side, n in zip(size_mm, grid)],
         formatted=formatted,
         overview=_overview(results),
         distances=_distances(results),
         properties=_properties(results, shown),
-        colours=colours_of(shown),
-        figures=_figures(results, {name: records[name] for name in shown}),
+        colours={names[name]: colour for name, colour in colours_of(shown).items()},
+        figures=_figures(results, {names[name]: records[name] for name in shown}),
         windows=WINDOWS,
-        slices={name: _slices(volumes(name), size_mm, num_slices) for name in shown},
+        slices={names[name]: _slices(volumes(name), size_mm, num_slices) for name in shown},
         memorised=memorised(results, sets, volumes, size_mm),
     )
 
@@ -68,13 +71,13 @@ def _distances(results: Mapping[str, Any]) -> dict[str, Any]:
     columns = {
         (name, f"N = {counts[name]} against {counts['real']}"): found for name, found in results["distances"].items()
     }
-    floor = ("floor: real against real", f"N = {half} against {half}, range of 5 splits")
+    floor = (f"floor: halves of the {reference_of(results)}", f"N = {half} against {half}, range of 5 splits")
     return _table(results, {**columns, floor: results["floor"]["distances"]})
 
 
 def _properties(results: Mapping[str, Any], shown: Sequence[str]) -> dict[str, Any]:
     counts = {name: f"N = {results['sets'][name]['num_volumes']:,}" for name in shown}
-    return _table(results, {(name, counts[name]): results["properties"][name] for name in shown})
+    return _table(results, {(shown_name(name, results), counts[name]): results["properties"][name] for name in shown})
 
 
 def _table(results: Mapping[str, Any], columns: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
@@ -90,7 +93,10 @@ def _overview(results: Mapping[str, Any]) -> dict[str, Any]:
     listed = {title: [n for n in names if n in results["meaning"]] for title, names in OVERVIEW.items()}
     lines = {name: {**results["properties"][name], **found} for name, found in results["distances"].items()}
     alike = [(name, EXCESS_LIKENESS) for name in lines if is_beyond_chance(lines[name].get(EXCESS_LIKENESS))]
-    lines["real volumes, halves of them"] = {**results["properties"]["real"], **results["floor"]["distances"]}
+    lines[f"{reference_of(results)}, halves of them"] = {
+        **results["properties"]["real"],
+        **results["floor"]["distances"],
+    }
     return {"columns": {title: names for title, names in listed.items() if names}, "lines": lines, "bad": alike}
 
 
@@ -121,7 +127,7 @@ def _figures(results: Mapping[str, Any], records: Mapping[str, Records]) -> list
         ("anatomy", ANATOMY_NAMES, "By thresholds"),
         ("organs", ORGAN_NAMES, "By TotalSegmentator"),
     ):
-        for index, label in enumerate(labels if entry in records["real"] else ()):
+        for index, label in enumerate(labels if entry in next(iter(records.values())) else ()):
             values = {name: one[entry][:, index].tolist() for name, one in records.items()}
             figures.append((dot_plot(values, label), f"{source}. One dot per volume, the bar is the median."))
     return figures

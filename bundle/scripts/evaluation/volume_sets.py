@@ -23,6 +23,7 @@ from ..data.phantoms import phantom, shapes
 from ..files import sha256_of
 
 ROLES = ("real", "training")  # of the sets that generators are compared with; each is also the set's name
+REFERENCE = "reference phantoms"  # what reports call the real set where it is phantoms
 FIRST_REFERENCE_PHANTOM = 2_000_000  # seeds that no training or validation set has
 
 
@@ -156,7 +157,7 @@ def generated_sets(
 
 
 def _generated_set(name: str, folder: Path, max_volumes: Optional[int]) -> VolumeSet:
-    if name in ROLES:
+    if name in (*ROLES, REFERENCE):
         raise ValueError(f"generated_dirs: {name} is the name of another set; choose another one")
     setting = "generated_dir" if name == "generated" else f"generated_dirs['{name}']"
     if not folder.is_dir():
