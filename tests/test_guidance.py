@@ -97,6 +97,8 @@ def test_what_is_not_asked_for_is_as_the_weights_recommend():
         (weights(), (0.5, 4), ["guidance_block", "0 to 3", 4]),
         (weights(), (0.5, 1.5), ["guidance_block", 1.5]),
         (weights(), (0.5, 1, 1.1), ["guidance_below", "0 to 1", 1.1]),
+        (weights(), (None, 1), ["guidance_block has no effect without guidance"]),
+        (weights(), (0, None, 0.5), ["guidance_below has no effect without guidance"]),
         (weights(depth=0), (0.5,), ["guidance 0.5", "none"]),
         (weights(strength=3), (), ["guidance", "strength"]),
     ],

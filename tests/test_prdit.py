@@ -227,6 +227,7 @@ def test_what_is_not_right_is_one_line(words, facts, capsys):
         ("demo --dicom maybe", ("dicom must be True or False", "'maybe'")),
         ("demo --num_samples None", ("num_samples is needed",)),
         ("plan demo --solver heunn", ("solver must be one of", "'heunn'")),
+        ("demo --spacing uniform --schedule {'positions':[1]}", ("spacing has no effect beside schedule",)),
         ("demo %x", ("output_dir %x: MONAI takes what follows %", "./%x")),
         ("evaluate . r --generated_dirs {'a':nowhere}", ("generated_dirs must be names with values",)),
     ],

@@ -91,7 +91,7 @@ def guidance_of(
         None where there is no guidance.
 
     Raises:
-        ValueError: in one line, when a number is out of range, or the network has no such block.
+        ValueError: in one line, when a number is out of range or has no effect, or the network has no such block.
     """
     given = {"scale": scale, "block": block, "below": below}
     given = {name: value for name, value in given.items() if value is not None}
@@ -99,7 +99,10 @@ def guidance_of(
         _checked(card, card.guidance)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the JSON of the weights {card.path} recommends no right guidance: {error}") from None
-    return _checked(card, {**card.guidance, **given})
+    guidance, idle = _checked(card, {**card.guidance, **given}), [name for name in given if name != "scale"]
+    if guidance is None and idle:
+        raise ValueError(f"guidance_{idle[0]} has no effect without guidance; set guidance, too, or leave it out")
+    return guidance
 
 
 def _checked(card: Card, settings: dict[str, Any]) -> Optional[Guidance]:

@@ -185,7 +185,11 @@ _SAMPLE = {
     "eta": Setting(
         maybe(_SHARE), "instead of p; 0: no noise, 1: the noise of the ancestral sampler", instead_of="predictor_ratio"
     ),
-    "spacing": Setting(maybe(choice(*SPACINGS)), "of the steps' times; null: that of the weights, or two_sided"),
+    "spacing": Setting(
+        maybe(choice(*SPACINGS)),
+        "of the steps' times; null: that of the weights, or two_sided",
+        not_beside=("schedule",),
+    ),
     "schedule": Setting(
         maybe(
             named(several(number(-100, 100)), "{'positions': [1, 0.5], 'predictor_ratios': [1, 1], 'memories': [1, 1]}")
