@@ -263,6 +263,7 @@ def refusal(stack, monkeypatch, *words, **settings):
             ["hu_window must be two numbers, the lower one first", "[1000, -1000]"],
         ),
         (("train",), {"seed": "abc"}, ["seed must be a whole number", "'abc'"]),
+        (("train", "train_gan"), {"discriminator_lr": 0}, ["discriminator_lr must be a number more than 0"]),
         (("train",), {"max_grad_norm": 0}, ["max_grad_norm must be a number more than 0", "got 0"]),
         (("train",), {"lr_decay_to": -1}, ["lr_decay_to must be a number at least 0", "got -1"]),
         (("train",), {"betas": 0.9}, ["betas must be two numbers", "0.9"]),
