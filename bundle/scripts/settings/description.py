@@ -399,7 +399,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "train_gan": {
         "channels": Setting(whole(16, 4096), "c, a multiple of 16; the features are 16c at 4³"),
         "latent_size": Setting(whole(1, 65_536), "numbers that a volume is drawn from"),
-        "discriminator_lr": Setting(number(least=0), "learning rate of the discriminator"),
+        "discriminator_lr": Setting(number(above=0), "learning rate of the discriminator"),
         "local_window": _NO_WINDOW,
     },
     "train_high_resolution": {
