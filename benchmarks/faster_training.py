@@ -59,7 +59,7 @@ class Runs:
         self.done: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     def shared(self, seed: int, folder: Path) -> dict[str, Any]:
-        sizes = {name: getattr(self.args, name) for name in ("num_phantoms", "num_validation_phantoms", "batch_size")}
+        sizes = {name: getattr(self.args, name) for name in ("num_phantoms", "num_validation_phantoms")}
         return {**sizes, "seed": seed, "ckpt_dir": str(folder), "num_pictures": 0, "keep_last": True}
 
     def stage_1(self, seed: int) -> Path:
@@ -162,9 +162,6 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=[*ARMS, "best together"])
     parser.add_argument("--together", nargs="*", default=[], choices=LAYERS, help="overlays of 'best together'")
     parser.add_argument("--local_steps", type=int, default=460)
-    parser.add_argument(
-        "--batch_size", type=int, default=16, help="of training: many small steps do more than few large ones here"
-    )
     parser.add_argument("--num_phantoms", type=int, default=512)
     parser.add_argument("--num_validation_phantoms", type=int, default=16)
     parser.add_argument("--num_samples", type=int, default=16)
