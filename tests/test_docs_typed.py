@@ -25,7 +25,7 @@ from scripts.interop import official_state_dict
 from scripts.networks import build_prdit, preset_settings, save_weights
 from scripts.networks.high_resolution import build_high_resolution
 from scripts.output import save_volume
-from scripts.settings.reach import reached
+from scripts.settings.reach import described_settings, reached
 
 NETWORK = {
     "grid": [16, 16, 16], "hidden_size": 24, "num_heads": 4, "patch_size": 6, "stride": 4, "local_patch_size": 4,
@@ -144,10 +144,15 @@ class Folder:
             tiny = {**tiny, **TINY.get(name, {})}
         config = ConfigParser()
         config.read_config([str(path) for path in config_stack(given["config_file"])])
+        used, described = reached(config.config), described_settings(config.config)
         # what the page gives as 1 is as small as can be
         tiny = {
-            name: value for name, value in tiny.items() if name in reached(config.config) and given.get(name) != "1"
+            name: value
+            for name, value in tiny.items()
+            if name in used and given.get(name) != "1" and not set(described[name].not_beside) & set(given)
         }
+        if given.get("ckpt_path", "").endswith("gan.pt"):  # which knows how many calls it takes
+            tiny.pop("num_inference_steps")
         if "max_steps" in given and "max_epochs" in tiny:  # one of them alone is typed
             tiny["max_steps"] = tiny.pop("max_epochs")
         if stack[0] == "evaluate" and "output_dir" not in given:  # the page says "…"
