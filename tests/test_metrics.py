@@ -295,6 +295,17 @@ def test_ribs_and_vertebrae_are_those_of_the_phantom(seed, side):
     assert count_bones(volume.clip(max=60), lung, spacing)[0] < 2  # the bones are muscle
 
 
+@pytest.mark.parametrize(("shape", "side_mm", "pocket"), [
+    ((64, 64, 64), 5.0, np.s_[20:40, 2:6, 10:50]), ((64, 64, 64), 5.0, np.s_[20:40, 58:62, 10:50]),
+    ((64, 64, 64), 5.0, np.s_[20:21, 2:3, 10:11]), ((4, 4, 4), 80.0, np.s_[1:3, 1:3, 1:3]),
+])  # fmt: skip
+def test_air_that_is_no_lung_has_no_bones_and_stops_nothing(shape, side_mm, pocket):
+    """As generators draw that have not learnt chests: the band of ribs ends at the border of the volume."""
+    volume = np.zeros(shape)
+    volume[pocket] = -900
+    assert anatomy_sizes(volume, [side_mm] * 3)[-2:].tolist() == [0, 0]
+
+
 def test_likeness_is_what_volumes_share():
     draw = torch.randn(41, 4096, generator=torch.Generator().manual_seed(0))
     one = torch.ones(1, 40, dtype=torch.float64)

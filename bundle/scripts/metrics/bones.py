@@ -20,7 +20,7 @@ SOFT_AND_BONE_HU = (-200.0, 400.0)
 
 
 def count_bones(volume: np.ndarray, lung: np.ndarray, spacing_mm: Sequence[float]) -> tuple[float, float]:
-    """Ribs of the mean of both sides, and vertebrae, over the height of the lungs; voxels of 5 mm show them, of 10 mm do not.
+    """Ribs of the mean of both sides, and vertebrae, over the height of the lungs; voxels of 10 mm show no ribs.
 
     Ribs are bright lines in the map of the brightest voxels of the chest wall, seen from the side. Vertebrae are the peaks,
     along z, of a column where the body is brightest behind the middle of the lungs.
@@ -31,7 +31,7 @@ def count_bones(volume: np.ndarray, lung: np.ndarray, spacing_mm: Sequence[float
         spacing_mm: of its voxels.
 
     Returns:
-        NaN where there is no lung.
+        Two numbers; NaN where there is no lung.
     """
     if not lung.any():
         return np.nan, np.nan
@@ -40,7 +40,7 @@ def count_bones(volume: np.ndarray, lung: np.ndarray, spacing_mm: Sequence[float
     )
     part = (slice(None), slice(None), slice(low, high + 1))
     volume, lung = np.clip(volume[part], *SOFT_AND_BONE_HU), lung[part]
-    rows = slice(*(round((back + front + 1 + side * BAND_MM / spacing_mm[1]) / 2) for side in (-1, 1)))
+    rows = slice(*(max(round((back + front + 1 + side * BAND_MM / spacing_mm[1]) / 2), 0) for side in (-1, 1)))
     ribs = [_ribs(volume[::side, rows], lung[::side, rows], spacing_mm) for side in (-1, 1)]
     wide = round(COLUMN_MM / spacing_mm[0])
     middle = slice(max((left + right) // 2 - wide, 0), (left + right) // 2 + wide + 1)
