@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,14 +55,20 @@ def bundle(run_id: str, stack: list[str], **settings: Any) -> float:
 def write_phantoms(folder: Path, first: int, count: int) -> list[str]:
     """Phantoms as NIfTI, those that are not there yet; their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(first, first + count):
-        path = folder / f"phantom_{seed}.nii.gz"
-        if not path.is_file():
-            volume = chest_phantom(seed, GRID, [FIELD_OF_VIEW_MM] * 3).astype(np.float32)
-            part = path.with_name(f"part_{path.name}")
-            nib.save(nib.Nifti1Image(volume, np.diag([FIELD_OF_VIEW_MM / GRID[0]] * 3 + [1.0])), part)
-            part.rename(path)
-    return [f"phantom_{seed}.nii.gz" for seed in range(first, first + count)]
+    paths = [folder / f"phantom_{first + index}.nii.gz" for index in range(count)]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+            list(pool.map(_write_phantom, missing))
+    return [path.name for path in paths]
+
+
+def _write_phantom(path: Path) -> None:
+    seed = int(path.name[len("phantom_") : -len(".nii.gz")])
+    volume = chest_phantom(seed, GRID, [FIELD_OF_VIEW_MM] * 3).astype(np.float32)
+    part = path.with_name(f"part_{path.name}")
+    nib.save(nib.Nifti1Image(volume, np.diag([FIELD_OF_VIEW_MM / GRID[0]] * 3 + [1.0])), part)
+    part.rename(path)
 
 
 def write_report(folder: Path, rows: dict[str, Row], num_samples: int, critic_steps: int) -> None:

@@ -1,6 +1,6 @@
 """What the overlays of faster training bring: validation loss of stage 2 against FLOPs and time, on phantoms of 32^3. Run by hand:
 
-    python benchmarks/faster_training.py --work DIR                       # 12 hours of one core or more
+    python benchmarks/faster_training.py --work DIR                       # 25 hours of one core; a GPU takes minutes for each arm
     python benchmarks/faster_training.py --work DIR --arms plain routed --seeds 0
     python benchmarks/faster_training.py --work DIR --report_only         # table and picture of what is there
 
@@ -21,7 +21,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from baselines import parsed
+from baselines import parsed, write_data
 from baselines_table import FIELD_OF_VIEW_MM, GRID, bundle
 from quality import load_generated, phantoms
 
@@ -57,10 +57,16 @@ class Runs:
         self.work, self.args, self.path = work, args, work / "state.json"
         work.mkdir(parents=True, exist_ok=True)
         self.done: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        write_data(work / "data", args.num_phantoms, args.num_validation_phantoms)
 
     def shared(self, seed: int, folder: Path) -> dict[str, Any]:
-        sizes = {name: getattr(self.args, name) for name in ("num_phantoms", "num_validation_phantoms")}
-        return {**sizes, "seed": seed, "ckpt_dir": str(folder), "num_pictures": 0, "keep_last": True}
+        return {
+            "dataset_dir": str(self.work / "data"),
+            "seed": seed,
+            "ckpt_dir": str(folder),
+            "num_pictures": 0,
+            "keep_last": True,
+        }
 
     def stage_1(self, seed: int) -> Path:
         folder = self.work / f"local_{seed}"
@@ -157,7 +163,7 @@ def report(runs: Runs, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--budget", type=float, default=0.03, help="PFLOP of stage 2")
+    parser.add_argument("--budget", type=float, default=0.06, help="PFLOP of stage 2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=[*ARMS, "best together"])
     parser.add_argument("--together", nargs="*", default=[], choices=LAYERS, help="overlays of 'best together'")

@@ -18,11 +18,14 @@ from baselines_table import FIELD_OF_VIEW_MM, GRID, PHANTOMS, failures, write_ph
 class Recorded(Work):
     """A comparison whose trainings are not run: each tells what it was asked for."""
 
-    validations = {6.0e-4: 0.5, 2.0e-3: float("nan"), 6.0e-3: 0.4, 3.0e-4: 0.3, 1.0e-3: 0.1, 3.0e-3: 0.2}
+    validations = {6.0e-4: 0.5, 2.0e-3: float("nan"), 6.0e-3: 0.4, 1.0e-3: 0.3, 3.0e-3: 0.1, 1.0e-2: 0.2}
 
     def __init__(self, folder, asked):
         super().__init__(folder, "PRDiT", 0.4, 0.1)
         self.asked = asked
+
+    def cost_of_step(self, stage, start):
+        pass
 
     def _train(self, folder, stage, rate, budget, start):
         self.asked.append((stage.name, rate, budget, start and Path(start).parent.relative_to(self.folder).as_posix()))
@@ -38,11 +41,12 @@ def test_the_rate_that_validates_best_is_trained_and_nothing_twice(tmp_path):
     asked = []
     found = Recorded(tmp_path, asked).train()
     searched = [("local", rate, 0.04, None) for rate in (6.0e-4, 2.0e-3, 6.0e-3)]
-    searched += [("model", rate, 0.04, "search/local at 0.006") for rate in (3.0e-4, 1.0e-3, 3.0e-3)]
+    searched += [("model", rate, 0.04, "search/local at 0.006") for rate in (1.0e-3, 3.0e-3, 1.0e-2)]
     searched[:] = [(name, rate, pytest.approx(budget), start) for name, rate, budget, start in searched]
-    assert asked == searched + [("local", 6.0e-3, 0.4, None), ("model", 1.0e-3, 0.4, "final/local at 0.006")]
+    searched.insert(3, ("local", 6.0e-3, 0.4, None))  # before the next search
+    assert asked == searched + [("model", 3.0e-3, 0.4, "final/local at 0.006")]
     assert Recorded(tmp_path, asked).train() == found and len(asked) == 8
-    assert json.loads((tmp_path / "0.4" / "PRDiT" / "state.json").read_text())["final/model at 0.001"] == found[-1]
+    assert json.loads((tmp_path / "0.4" / "PRDiT" / "state.json").read_text())["final/model at 0.003"] == found[-1]
 
 
 def test_late_discriminators_count_for_their_share_of_the_steps(monkeypatch):

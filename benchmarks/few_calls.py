@@ -1,0 +1,113 @@
+"""Quality and time against network calls, of weights and of those tuned for few calls (distill.yaml). Run by hand, an hour or more:
+
+    python benchmarks/few_calls.py --work DIR --weights "20 calls=bundle/models/model.pt" "student=S/model.pt"
+
+Each number of calls draws the same seeds with inference.yaml, by the sampler that the weights are made for, into a folder of
+its own, and is measured as in quality.py. Writes DIR/table.md and DIR/quality.png; a run that is broken off continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from baselines import parsed
+from baselines_table import bundle
+from quality import DISTANCE, LIKENESS, Scale, load_generated
+
+from scripts.inferers import Item  # quality.py has made the package known
+from scripts.metrics import Estimate
+from scripts.networks import read_card
+from scripts.pages import number
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+COLUMNS = [
+    DISTANCE, LIKENESS, "HU-Wasserstein (HU)", "log10 spectrum error", "grain (HU)", "seams, stride 8", "lung vessels (%)",
+    "ribs per side", "vertebrae",
+]  # fmt: skip
+SECONDS = "seconds a volume"
+ROUNDS = 3
+
+
+def seconds_of_volume(weights: Path, calls: int) -> float:
+    """Median time of one volume in this process, start-up apart."""
+    generator = parsed(["inference"], {"ckpt_path": str(weights), "num_inference_steps": calls}).get_parsed_content(
+        "generator"
+    )
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        generator.sample([Item(0)])
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measured(folder: Path, weights: Path, calls: int, args: argparse.Namespace, scale: Scale) -> dict[str, Any]:
+    """The numbers of quality.py as values with their intervals, and the time, kept in the folder."""
+    path = folder / "measured.json"
+    if not path.is_file():
+        bundle("run", ["inference"], ckpt_path=weights, num_inference_steps=calls, output_dir=folder / "volumes",
+               num_samples=args.num_samples, seed=args.seed, batch_size=8, writers=["nifti"])  # fmt: skip
+        found = scale.measure(load_generated(folder / "volumes", args.seed)[: args.num_samples])
+        seconds = Estimate(seconds_of_volume(weights, calls))
+        path.write_text(json.dumps({name: asdict(one) for name, one in {**found, SECONDS: seconds}.items()}))
+    return json.loads(path.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--weights", nargs="+", required=True, metavar="NAME=PATH")
+    parser.add_argument("--calls", type=int, nargs="+", default=[1, 2, 4, 8, 20, 50])
+    parser.add_argument("--num_samples", type=int, default=32)
+    parser.add_argument("--num_phantoms", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    weights = {name: Path(path) for name, path in (one.split("=", 1) for one in args.weights)}
+    data = read_card(next(iter(weights.values())), required=["data"]).data
+    scale = Scale(args.num_phantoms, args.num_samples, data.grid, data.field_of_view_mm)
+    rows = {
+        (name, calls): measured(args.work / f"{name} {calls}".replace(" ", "_"), path, calls, args, scale)
+        for name, path in weights.items()
+        for calls in args.calls
+    }
+    write_report(args.work, rows, scale)
+
+
+def write_report(work: Path, rows: dict[tuple[str, int], dict[str, Any]], scale: Scale) -> None:
+    """`table.md` and `quality.png`."""
+    columns = [*COLUMNS, SECONDS]
+    lines = ["| weights | calls | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 2)]
+    lines += [
+        f"| {name} | {calls} | " + " | ".join(number(row[one]) for one in columns) + " |"
+        for (name, calls), row in rows.items()
+    ]
+    lines.append("| other phantoms | | " + " | ".join(number(asdict(scale.floor[one])) for one in COLUMNS) + " | |")
+    (work / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    shown = [DISTANCE, LIKENESS, "ribs per side", "seams, stride 8"]
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.2), layout="constrained")
+    for axis, column in zip(axes, shown):
+        for name in dict.fromkeys(name for name, _ in rows):
+            calls = [one for weights, one in rows if weights == name]
+            found = [rows[name, one][column] for one in calls]
+            ends = [[abs(one[end] - one["value"]) for one in found] for end in ("low", "high")]
+            axis.errorbar(calls, [one["value"] for one in found], ends, marker="o", capsize=2, label=name)
+        axis.axhline(scale.floor[column].value, color="grey", linestyle=":", label="phantoms")
+        axis.set(xscale="log", xlabel="network calls", title=column)
+        axis.set_xticks(calls, [str(one) for one in calls])
+        axis.minorticks_off()
+    axes[0].legend()
+    figure.savefig(work / "quality.png", dpi=100)
+
+
+if __name__ == "__main__":
+    main()
