@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from baselines import parsed
 from baselines_table import bundle
 from quality import DISTANCE, LIKENESS, Scale, load_generated
@@ -98,9 +99,12 @@ def write_report(work: Path, rows: dict[tuple[str, int], dict[str, Any]], scale:
     for axis, column in zip(axes, shown):
         for name in dict.fromkeys(name for name, _ in rows):
             calls = [one for weights, one in rows if weights == name]
-            found = [rows[name, one][column] for one in calls]
-            ends = [[abs(one[end] - one["value"]) for one in found] for end in ("low", "high")]
-            axis.errorbar(calls, [one["value"] for one in found], ends, marker="o", capsize=2, label=name)
+            found = np.array(
+                [[rows[name, one][column][part] for part in ("value", "low", "high")] for one in calls], float
+            ).T
+            axis.errorbar(
+                calls, found[0], abs(found[1:] - found[0]), marker="o", capsize=2, label=name
+            )  # nan is not drawn
         axis.axhline(scale.floor[column].value, color="grey", linestyle=":", label="phantoms")
         axis.set(xscale="log", xlabel="network calls", title=column)
         axis.set_xticks(calls, [str(one) for one in calls])
