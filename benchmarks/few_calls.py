@@ -107,7 +107,8 @@ def write_report(work: Path, rows: dict[tuple[str, int], dict[str, Any]], scale:
             )  # nan is not drawn
         axis.axhline(scale.floor[column].value, color="grey", linestyle=":", label="phantoms")
         axis.set(xscale="log", xlabel="network calls", title=column)
-        axis.set_xticks(calls, [str(one) for one in calls])
+        ticks = sorted({calls for _, calls in rows})
+        axis.set_xticks(ticks, [str(one) for one in ticks])
         axis.minorticks_off()
     axes[0].legend()
     figure.savefig(work / "quality.png", dpi=100)
