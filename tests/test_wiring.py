@@ -9,6 +9,7 @@ import torch
 import yaml
 from bundle_runs import TINY, assert_refused, config_files, train
 from monai.bundle import ConfigParser
+from monai.utils import convert_to_tensor
 from monai.utils.enums import CommonKeys as Keys
 
 from scripts.networks import network_from_checkpoint, read_card
@@ -62,14 +63,17 @@ def transforms_of(stack, **settings):
     return [parser.get_parsed_content(f"{part}::preprocessing") for part in ("train", "validate")]
 
 
+def seen(transform, path):
+    """(1, X, Y, Z) of a volume's file after a transform."""
+    return convert_to_tensor(transform({"image": path})["image"], track_meta=False)
+
+
 def test_flips_swap_left_and_right_and_nothing_else(lopsided):
     training_transform, validation = transforms_of(["train"], flip_prob=1.0)
-    flipped, plain = (
-        transform({"image": lopsided})["image"].as_tensor() for transform in (training_transform, validation)
-    )
+    flipped, plain = (seen(transform, lopsided) for transform in (training_transform, validation))
     assert torch.equal(flipped, plain.flip(1)) and not torch.equal(flipped, plain)
     unflipped, _ = transforms_of(["train"], flip_prob=0.0)
-    assert torch.equal(unflipped({"image": lopsided})["image"].as_tensor(), plain)
+    assert torch.equal(seen(unflipped, lopsided), plain)
 
 
 def test_an_appended_augmentation_never_reaches_validation(lopsided, tmp_path):
@@ -77,10 +81,10 @@ def test_an_appended_augmentation_never_reaches_validation(lopsided, tmp_path):
     (tmp_path / "noise.yaml").write_text(yaml.safe_dump({"+train::random_transforms": [noise]}))
     stack = ["train", str(tmp_path / "noise")]
     training_transform, validation = transforms_of(stack, flip_prob=1.0)
-    expected = transforms_of(["train"])[1]({"image": lopsided})["image"].as_tensor()
+    expected = seen(transforms_of(["train"])[1], lopsided)
     for _ in range(2):
-        assert torch.equal(validation({"image": lopsided})["image"].as_tensor(), expected)
-    augmented = training_transform({"image": lopsided})["image"].as_tensor()
+        assert torch.equal(seen(validation, lopsided), expected)
+    augmented = seen(training_transform, lopsided)
     difference = augmented - expected.flip(1)
     assert 50 < float(difference.std()) < 200  # flipped, with noise
 
@@ -89,8 +93,26 @@ def test_the_window_of_hu_becomes_minus_one_to_one(lopsided):
     transform = transforms_of(["train"], hu_window=[-200.0, 600.0])[1]
     hu = torch.from_numpy(np.asanyarray(nib.load(lopsided).dataobj).astype(np.float32))
     space = parsed(["train"], hu_window=[-200.0, 600.0]).get_parsed_content("objective").space
-    found = space.encode(transform({"image": lopsided})["image"].as_tensor()[0])
+    found = space.encode(seen(transform, lopsided)[0])
     torch.testing.assert_close(found, ((hu + 200) / 400 - 1).clamp(-1, 1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("flip_prob", [0.0, 1.0])
+def test_cached_volumes_have_no_place_in_space_and_no_augmentation_changes_them(flip_prob):
+    settings = {"grid": [16, 16, 16], "flip_prob": flip_prob, "num_phantoms": 2, "num_validation_phantoms": 1}
+    parser = parsed(["train"], **settings)
+    dataset, loader = (parser.get_parsed_content(f"train::{part}") for part in ("dataset", "dataloader"))
+    assert loader.dataset is dataset
+    cached = [dataset._cache[i]["image"] for i in range(2)]
+    before = [volume.clone() for volume in cached]
+    assert {type(volume) for volume in cached} == {torch.Tensor}  # a MetaTensor takes a millisecond each time
+    seen_once = [dataset[i]["image"] for i in range(2)]
+    for volume, kept, drawn in zip(cached, before, seen_once):
+        assert torch.equal(volume, kept)
+        assert torch.equal(convert_to_tensor(drawn, track_meta=False), kept.flip(1) if flip_prob else kept)
+    (batch,) = [one["image"] for one in loader]
+    batch.zero_()
+    assert all(torch.equal(volume, kept) for volume, kept in zip(cached, before))
 
 
 # the number of time steps
