@@ -36,6 +36,7 @@ from baselines_table import (  # noqa: E402
     Row,
     bundle,
     config_files,
+    positive,
     write_phantoms,
     write_report,
 )
@@ -46,11 +47,8 @@ from scripts.inferers.generator import Item  # noqa: E402
 CPU = "$torch.device('cpu')"
 EPOCHS = 8  # of a run: as many checkpoints
 FIRST_SEED_OF_SEARCH = 1_000_000
-LONG_RATES = (
-    3.0e-4,
-    1.0e-3,
-    3.0e-3,
-)  # the published 1e-4 belongs to runs a thousand times as long, and was behind at 0.06 PFLOP
+# the published 1e-4 belongs to runs a thousand times as long, and was behind at 0.06 PFLOP
+LONG_RATES = (3.0e-4, 1.0e-3, 3.0e-3)
 SHORT = {
     "warmup": 0.05,
     "lr_decay_to": 0.0,
@@ -130,16 +128,23 @@ SYSTEMS = {
 
 
 def write_data(folder: Path, num_training: int, num_validation: int) -> None:
-    """The data set that all systems see."""
-    if not (folder / "dataset.json").is_file():
-        lists = {
-            section: [{"image": name} for name in write_phantoms(folder, first, count)]
-            for section, first, count in (
-                ("training", 0, num_training),
-                ("validation", FIRST_VALIDATION_PHANTOM, num_validation),
-            )
-        }
-        (folder / "dataset.json").write_text(json.dumps(lists))
+    """The data set that all systems see.
+
+    Raises:
+        SystemExit: in one line, when the folder has another number of volumes.
+    """
+    path, asked = folder / "dataset.json", {"training": num_training, "validation": num_validation}
+    if path.is_file():
+        there = {section: len(items) for section, items in json.loads(path.read_text()).items()}
+        if there != asked:
+            raise SystemExit(f"error: {folder} has {there} phantoms, asked for were {asked}; choose another --work")
+        return
+    firsts = {"training": 0, "validation": FIRST_VALIDATION_PHANTOM}
+    lists = {
+        section: [{"image": name} for name in write_phantoms(folder, firsts[section], count)]
+        for section, count in asked.items()
+    }
+    path.write_text(json.dumps(lists))
 
 
 class Work:
@@ -252,8 +257,8 @@ class Work:
         return self.once("a volume", lambda: self._cost_of_volume(weights))
 
     def _cost_of_volume(self, weights: str) -> dict[str, float]:
-        settings = {"ckpt_path": weights, "num_inference_steps": self.system.calls, "bf16": False, "compile": False}
-        settings["device"] = CPU
+        settings = {"ckpt_path": weights, "num_inference_steps": self.system.calls, "device": CPU}
+        settings |= {"bf16": False, "compile": False}
         generator = parsed(["inference"], settings).get_parsed_content("generator")
         found = counted(lambda: generator.sample([Item(0)]))
         return {**found, "parameters": sum(one.numel() for one in generator.parameters()) / 1e6}
@@ -291,13 +296,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=0.4, help="PFLOP of training a system, without the search")
     parser.add_argument("--search_share", type=float, default=0.16, help="of the budget, for each rate that is tried")
-    parser.add_argument("--num_phantoms", type=int, default=512, help="of training")
-    parser.add_argument("--num_validation_phantoms", type=int, default=32)
-    parser.add_argument("--num_samples", type=int, default=64)
-    parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), choices=list(SYSTEMS))
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
+    parser.add_argument("--num_phantoms", type=positive, default=512, help="of training")
+    parser.add_argument("--num_validation_phantoms", type=positive, default=32)
+    parser.add_argument("--num_samples", type=positive, default=64)
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--jobs", type=positive, default=1, help="trainings at once")
     parser.add_argument("--critic_steps", type=int, default=100, help="of the W-score; 0 leaves it out")
     args = parser.parse_args()
+    if args.budget <= 0 or args.search_share <= 0:
+        parser.error("--budget and --search_share must be more than 0")
     write_data(args.work / "data", args.num_phantoms, args.num_validation_phantoms)
     rows = {}
     for system in args.systems:

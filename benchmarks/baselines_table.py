@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -37,6 +38,13 @@ class Row(NamedTuple):
     stages: list[dict[str, Any]]
     volumes: Path
     cost: dict[str, float]
+
+
+def positive(word: str) -> int:
+    """A whole number of at least 1 from a command line."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {word!r}")
+    return int(word)
 
 
 def config_files(names: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What the overlays of faster training bring: validation loss of stage 2 against FLOPs and time, on phantoms of 32^3. Run by hand:
 
-    python benchmarks/faster_training.py --work DIR                       # 25 hours of one core; a GPU takes minutes for each arm
+    python benchmarks/faster_training.py --work DIR                       # 20 hours of one core or more; a GPU takes minutes for each arm
     python benchmarks/faster_training.py --work DIR --arms plain routed --seeds 0
     python benchmarks/faster_training.py --work DIR --report_only         # table and picture of what is there
 
@@ -22,7 +22,7 @@ import matplotlib
 import numpy as np
 import torch
 from baselines import parsed, write_data
-from baselines_table import FIELD_OF_VIEW_MM, GRID, bundle
+from baselines_table import FIELD_OF_VIEW_MM, GRID, bundle, positive
 from quality import load_generated, phantoms
 
 from scripts.metrics import gradient_profile, seam_ratio  # baselines.py has made the package known
@@ -57,7 +57,6 @@ class Runs:
         self.work, self.args, self.path = work, args, work / "state.json"
         work.mkdir(parents=True, exist_ok=True)
         self.done: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        write_data(work / "data", args.num_phantoms, args.num_validation_phantoms)
 
     def shared(self, seed: int, folder: Path) -> dict[str, Any]:
         return {
@@ -156,7 +155,8 @@ def report(runs: Runs, args: argparse.Namespace) -> None:
     (runs.work / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     axes.set(xlabel="training TFLOP", ylabel="validation loss", yscale="log")
-    axes.legend(*zip(*{label: handle for handle, label in zip(*axes.get_legend_handles_labels())}.items())[::-1])
+    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}  # one for an arm
+    axes.legend(handles.values(), handles.keys())
     figure.savefig(runs.work / "losses.png", dpi=100)
 
 
@@ -165,18 +165,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=0.06, help="PFLOP of stage 2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=[*ARMS, "best together"])
+    parser.add_argument("--arms", nargs="+", default=[*ARMS, "best together"], choices=[*ARMS, "best together"])
     parser.add_argument("--together", nargs="*", default=[], choices=LAYERS, help="overlays of 'best together'")
-    parser.add_argument("--local_steps", type=int, default=460)
-    parser.add_argument("--num_phantoms", type=int, default=512)
-    parser.add_argument("--num_validation_phantoms", type=int, default=16)
-    parser.add_argument("--num_samples", type=int, default=16)
+    parser.add_argument("--local_steps", type=positive, default=460)
+    parser.add_argument("--num_phantoms", type=positive, default=512)
+    parser.add_argument("--num_validation_phantoms", type=positive, default=16)
+    parser.add_argument("--num_samples", type=positive, default=16)
     parser.add_argument("--report_only", action="store_true")
     args = parser.parse_args()
     ARMS["best together"] = (sorted(args.together, key=LAYERS.index), {})
     if not args.together:
         args.arms = [arm for arm in args.arms if arm != "best together"]
+    if args.budget <= 0:
+        parser.error("--budget must be more than 0")
+    if args.report_only and not (args.work / "state.json").is_file():
+        parser.error(f"--report_only: there is no state.json in {args.work}")
     runs = Runs(args.work, args)
+    if not args.report_only:
+        write_data(args.work / "data", args.num_phantoms, args.num_validation_phantoms)
     for seed in args.seeds if not args.report_only else []:
         for arm in args.arms:
             for share in (0.5, 1.0):

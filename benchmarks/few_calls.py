@@ -19,7 +19,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from baselines import parsed
-from baselines_table import bundle
+from baselines_table import bundle, positive
 from quality import DISTANCE, LIKENESS, Scale, load_generated
 
 from scripts.inferers import Item  # quality.py has made the package known
@@ -53,7 +53,8 @@ def seconds_of_volume(weights: Path, calls: int) -> float:
 
 def measured(folder: Path, weights: Path, calls: int, args: argparse.Namespace, scale: Scale) -> dict[str, Any]:
     """The numbers of quality.py as values with their intervals, and the time, kept in the folder."""
-    path = folder / "measured.json"
+    made_of = (read_card(weights).sha256[:12], args.seed, args.num_samples, args.num_phantoms)
+    path = folder / f"measured_{'_'.join(map(str, made_of))}.json"
     if not path.is_file():
         bundle("run", ["inference"], ckpt_path=weights, num_inference_steps=calls, output_dir=folder / "volumes",
                num_samples=args.num_samples, seed=args.seed, batch_size=8, writers=["nifti"])  # fmt: skip
@@ -63,17 +64,29 @@ def measured(folder: Path, weights: Path, calls: int, args: argparse.Namespace, 
     return json.loads(path.read_text())
 
 
+def named_weights(word: str) -> tuple[str, Path]:
+    name, _, path = word.partition("=")
+    if not name or not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"must be NAME=PATH of weights that are there, got {word!r}")
+    return name, Path(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--weights", nargs="+", required=True, metavar="NAME=PATH")
-    parser.add_argument("--calls", type=int, nargs="+", default=[1, 2, 4, 8, 20, 50])
-    parser.add_argument("--num_samples", type=int, default=32)
-    parser.add_argument("--num_phantoms", type=int, default=128)
+    parser.add_argument("--weights", nargs="+", required=True, metavar="NAME=PATH", type=named_weights)
+    parser.add_argument("--calls", type=positive, nargs="+", default=[1, 2, 4, 8, 20, 50])
+    parser.add_argument("--num_samples", type=positive, default=32)
+    parser.add_argument("--num_phantoms", type=positive, default=128)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    weights = {name: Path(path) for name, path in (one.split("=", 1) for one in args.weights)}
-    data = read_card(next(iter(weights.values())), required=["data"]).data
+    weights = dict(args.weights)
+    if len({name.replace(" ", "_") for name in weights}) < len(args.weights):
+        parser.error("--weights: two have one name")
+    try:
+        data = [read_card(path, required=["data"]).data for path in weights.values()][0]
+    except ValueError as error:
+        parser.error(f"--weights: {error}")
     scale = Scale(args.num_phantoms, args.num_samples, data.grid, data.field_of_view_mm)
     rows = {
         (name, calls): measured(args.work / f"{name} {calls}".replace(" ", "_"), path, calls, args, scale)

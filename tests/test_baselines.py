@@ -74,3 +74,12 @@ def test_noise_and_still_air_have_failed_and_phantoms_have_not(tmp_path):
         )
         baselines_table.nib.save(image, folders["broken"] / f"seed_{index:06d}.nii.gz")
     assert failures(folders) == {PHANTOMS: [], "others": [], "broken": [0, 1]}
+
+
+def test_data_of_other_numbers_are_refused(tmp_path):
+    baselines.write_data(tmp_path, 2, 1)
+    before = (tmp_path / "dataset.json").read_text()
+    baselines.write_data(tmp_path, 2, 1)
+    with pytest.raises(SystemExit, match="choose another --work"):
+        baselines.write_data(tmp_path, 3, 1)
+    assert (tmp_path / "dataset.json").read_text() == before
