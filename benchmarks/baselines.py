@@ -42,6 +42,7 @@ from baselines_table import (  # noqa: E402
 )
 
 from scripts.data.training.datalist import FIRST_VALIDATION_PHANTOM  # noqa: E402
+from scripts.files import write_json  # noqa: E402
 from scripts.inferers.generator import Item  # noqa: E402
 
 CPU = "$torch.device('cpu')"
@@ -144,7 +145,7 @@ def write_data(folder: Path, num_training: int, num_validation: int) -> None:
         section: [{"image": name} for name in write_phantoms(folder, firsts[section], count)]
         for section, count in asked.items()
     }
-    path.write_text(json.dumps(lists))
+    write_json(path, lists)
 
 
 class Work:

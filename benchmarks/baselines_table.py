@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ def write_phantoms(folder: Path, first: int, count: int) -> list[str]:
 def _write_phantom(path: Path) -> None:
     seed = int(path.name[len("phantom_") : -len(".nii.gz")])
     volume = chest_phantom(seed, GRID, [FIELD_OF_VIEW_MM] * 3).astype(np.float32)
-    part = path.with_name(f"part_{path.name}")
+    part = path.with_name(f"part_{os.getpid()}_{path.name}")  # another process may write the same one
     nib.save(nib.Nifti1Image(volume, np.diag([FIELD_OF_VIEW_MM / GRID[0]] * 3 + [1.0])), part)
     part.rename(path)
 
