@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -258,9 +259,7 @@ class Work:
         return self.once("a volume", lambda: self._cost_of_volume(weights))
 
     def _cost_of_volume(self, weights: str) -> dict[str, float]:
-        settings = {"ckpt_path": weights, "num_inference_steps": self.system.calls, "device": CPU}
-        settings |= {"bf16": False, "compile": False}
-        generator = parsed(["inference"], settings).get_parsed_content("generator")
+        generator = generator_of(weights, self.system.calls, device=CPU, bf16=False, compile=False)
         found = counted(lambda: generator.sample([Item(0)]))
         return {**found, "parameters": sum(one.numel() for one in generator.parameters()) / 1e6}
 
@@ -270,6 +269,13 @@ def parsed(stack: list[str], settings: dict[str, Any]) -> ConfigParser:
     parser.read_config(config_files(stack))
     parser.update(settings)
     return parser
+
+
+def generator_of(weights: str, calls: int, **settings: Any) -> Any:
+    """That of inference.yaml. Its output folder, which stays empty, is one that no other process has."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = {"ckpt_path": weights, "num_inference_steps": calls, "output_dir": folder, **settings}
+        return parsed(["inference"], given).get_parsed_content("generator")
 
 
 def counted(run: Callable[[], Any]) -> dict[str, float]:

@@ -18,13 +18,15 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from baselines import parsed
+from baselines import generator_of
 from baselines_table import bundle, positive
 from quality import DISTANCE, LIKENESS, Scale, load_generated
 
-from scripts.inferers import Item  # quality.py has made the package known
+from scripts.files import sha256_of  # quality.py has made the package known
+from scripts.inferers import Item
 from scripts.metrics import Estimate
 from scripts.networks import read_card
+from scripts.networks.card import description_path
 from scripts.pages import number
 
 matplotlib.use("Agg")
@@ -40,9 +42,7 @@ ROUNDS = 3
 
 def seconds_of_volume(weights: Path, calls: int) -> float:
     """Median time of one volume in this process, start-up apart."""
-    generator = parsed(["inference"], {"ckpt_path": str(weights), "num_inference_steps": calls}).get_parsed_content(
-        "generator"
-    )
+    generator = generator_of(str(weights), calls)
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
@@ -52,8 +52,11 @@ def seconds_of_volume(weights: Path, calls: int) -> float:
 
 
 def measured(folder: Path, weights: Path, calls: int, args: argparse.Namespace, scale: Scale) -> dict[str, Any]:
-    """The numbers of quality.py as values with their intervals, and the time, kept in the folder."""
-    made_of = (read_card(weights).sha256[:12], args.seed, args.num_samples, args.num_phantoms)
+    """The numbers of quality.py as values with their intervals, and the time, kept in the folder.
+
+    They are known by the JSON of the weights, which has the hash of these and the sampler that they are made for.
+    """
+    made_of = (sha256_of(description_path(weights))[:12], args.seed, args.num_samples, args.num_phantoms)
     path = folder / f"measured_{'_'.join(map(str, made_of))}.json"
     if not path.is_file():
         bundle("run", ["inference"], ckpt_path=weights, num_inference_steps=calls, output_dir=folder / "volumes",

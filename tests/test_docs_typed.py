@@ -61,6 +61,7 @@ TINY_SCRIPTS = {
     "faster_training.py": "--budget 1.0e-7 --seeds 0 --arms plain --local_steps 2 --num_phantoms 8 --num_samples 2 "
     "--num_validation_phantoms 2",
     "few_calls.py": "--calls 1 2 --num_samples 4 --num_phantoms 8",
+    "fit_steps.py": "--calls 2 --evaluations 2 --num_samples 4 --num_phantoms 8",
     "sampler_quality.py": "--calls 2 --num_samples 2 --num_phantoms 2 --samplers euler",
 }
 NUM_CT = 20  # enough to validate on two
@@ -126,7 +127,7 @@ class Folder:
         """Makes what the command reads and none before it has made; returns its words, with tiny settings after them."""
         tokens = shlex.split(line)
         if line.startswith(SCRIPT):
-            for name in re.findall(r"=(\w+/model\.pt)", line):
+            for name in re.findall(r"[= ](\w+/model\.pt)", line):
                 self.make_weights(name)
             return tokens + shlex.split(TINY_SCRIPTS[tokens[1].split("/")[1]])
         positional, given = arguments(tokens[tokens.index("monai.bundle") + 1 :])

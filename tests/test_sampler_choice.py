@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from bundle_runs import TINY, assert_refused, run, sample
+from bundle_runs import CONFIGS, TINY, assert_refused, run, sample
 
 from scripts.data import RandRolld
 from scripts.inferers import DiffusionGenerator, Item
@@ -28,6 +28,17 @@ def test_what_is_not_asked_for_is_what_the_weights_are_made_for():
     assert sampler_settings(fitted)["schedule"] is None
     assert sampler_settings(fitted, num_inference_steps=3)["schedule"] == FITTED
     assert sampler_settings(fitted, num_inference_steps=3, spacing="uniform")["schedule"] is None
+
+
+def test_the_shipped_weights_have_schedules_for_few_calls():
+    """Of as many steps as calls; other numbers of calls, and a spacing of the user's, take the usual steps."""
+    made_for = read_card(CONFIGS.parent / "models" / "model.pt").sampling
+    for calls in (6, 8, 10):
+        schedule = sampler_settings(made_for, num_inference_steps=calls)["schedule"]
+        assert {name: len(numbers) for name, numbers in schedule.items()} == dict.fromkeys(FITTED, calls)
+        assert sampler_settings(made_for, num_inference_steps=calls, spacing="uniform")["schedule"] is None
+    assert sampler_settings(made_for)["num_inference_steps"] == 20
+    assert sampler_settings(made_for)["schedule"] is None
 
 
 def sampled(generator, make_volume):
