@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import threading
@@ -241,7 +242,10 @@ class Work:
         count = len(json.loads((self.data / "dataset.json").read_text())["validation"])
         self._sample(weights, generated, count, FIRST_SEED_OF_SEARCH)
         sets = {"real_dir": self.data, "real_section": "validation", "generated_dirs": {"GAN": str(generated)}}
-        bundle("run", ["evaluate"], metrics=["FID"], output_dir=report, **sets)
+        try:
+            bundle("run", ["evaluate"], metrics=["FID"], output_dir=report, **sets)
+        except subprocess.CalledProcessError:  # it says in one line which volume is no CT: this rate is none
+            return float("inf")
         return float(json.loads((report / "metrics.json").read_text())["distances"]["GAN"]["FID"]["value"])
 
     def _sample(self, weights: Path, folder: Path, count: int, seed: int = 0) -> None:
