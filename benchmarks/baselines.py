@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 import numpy as np
+import torch
 from monai.bundle import ConfigParser
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,7 +42,9 @@ from baselines_table import (  # noqa: E402
     write_phantoms,
     write_report,
 )
+from quality import load_generated  # noqa: E402
 
+from scripts.data.hounsfield import check_hu  # noqa: E402
 from scripts.data.training.datalist import FIRST_VALIDATION_PHANTOM  # noqa: E402
 from scripts.files import write_json  # noqa: E402
 from scripts.inferers.generator import Item  # noqa: E402
@@ -243,9 +245,12 @@ class Work:
         self._sample(weights, generated, count, FIRST_SEED_OF_SEARCH)
         sets = {"real_dir": self.data, "real_section": "validation", "generated_dirs": {"GAN": str(generated)}}
         try:
-            bundle("run", ["evaluate"], metrics=["FID"], output_dir=report, **sets)
-        except subprocess.CalledProcessError:  # it says in one line which volume is no CT: this rate is none
+            for volume in load_generated(generated, FIRST_SEED_OF_SEARCH):
+                check_hu(torch.from_numpy(volume), str(generated))
+        except ValueError as error:  # evaluate.yaml would refuse them: this rate is none
+            print(error, flush=True)
             return float("inf")
+        bundle("run", ["evaluate"], metrics=["FID"], output_dir=report, **sets)
         return float(json.loads((report / "metrics.json").read_text())["distances"]["GAN"]["FID"]["value"])
 
     def _sample(self, weights: Path, folder: Path, count: int, seed: int = 0) -> None:

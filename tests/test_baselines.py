@@ -83,3 +83,26 @@ def test_data_of_other_numbers_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="choose another --work"):
         baselines.write_data(tmp_path, 3, 1)
     assert (tmp_path / "dataset.json").read_text() == before
+
+
+def test_a_rate_whose_volumes_are_no_ct_is_lost(tmp_path, monkeypatch):
+    """A report that fails for another reason still ends the search."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").write_text('{"validation": [{"image": "a"}]}')
+    work, stage = baselines.Work(tmp_path, "HA-GAN", 1.0, 0.1), baselines.SYSTEMS["HA-GAN"].stages[0]
+    values = [-1000.0, 300.0]
+
+    def draws(weights, folder, count, seed):
+        folder.mkdir(exist_ok=True)
+        volume = np.linspace(*values, 64, dtype=np.float32).reshape(4, 4, 4)
+        baselines_table.nib.save(baselines_table.nib.Nifti1Image(volume, np.eye(4)), folder / f"seed_{seed}.nii.gz")
+
+    def fails(*words, **settings):
+        raise RuntimeError("a full disk")
+
+    monkeypatch.setattr(work, "_sample", draws)
+    monkeypatch.setattr(baselines, "bundle", fails)
+    with pytest.raises(RuntimeError, match="a full disk"):
+        work._validated(tmp_path / "gan.pt", stage)
+    values[1] = -20.0
+    assert work._validated(tmp_path / "gan.pt", stage) == float("inf")
