@@ -1,7 +1,7 @@
 """Fits times, p and memory of `multistep` for few network calls, for weights trained on phantoms. Run by hand, hours:
 
     python benchmarks/fit_steps.py --work DIR --calls 6 8 10                        # writes DIR/schedules.json
-    python benchmarks/fit_steps.py --work DIR --calls 6 8 10 --write_card True     # and into the JSON of the weights
+    python benchmarks/fit_steps.py --work DIR --calls 6 8 10 --write_card          # and into the JSON of the weights
 
 Six numbers are fitted for each number of calls, by Nelder and Mead's simplex (SciPy) on `distance` of quality.py, of the same seeds
 each time: two of the spacing u = 1 - (1 - s^a)^b, p at the first and at the last step, memory at both; between them they run
@@ -19,6 +19,7 @@ from typing import Any, Optional, Sequence
 
 import numpy as np
 import torch
+from baselines_table import positive
 from quality import DISTANCE, LIKENESS, Scale
 from scipy.optimize import minimize
 
@@ -107,19 +108,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--ckpt_path", type=Path, default=SHIPPED)
-    parser.add_argument("--calls", type=int, nargs="+", default=[6, 8, 10])
+    parser.add_argument("--calls", type=positive, nargs="+", default=[6, 8, 10])
     parser.add_argument("--evaluations", type=int, default=60, help="for each number of calls")
     parser.add_argument("--start", type=float, nargs=6, default=START, metavar=("A", "B", "P", "P", "MEMORY", "MEMORY"))
-    parser.add_argument("--num_samples", type=int, default=16)
-    parser.add_argument("--num_phantoms", type=int, default=128)
+    parser.add_argument("--num_samples", type=positive, default=16)
+    parser.add_argument("--num_phantoms", type=positive, default=128)
     parser.add_argument("--first_seed", type=int, default=1000)
     parser.add_argument("--report_seed", type=int, default=2000)
-    parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--bf16", type=lambda word: word == "True", default=None)
-    parser.add_argument("--write_card", type=lambda word: word == "True", default=False)
+    parser.add_argument("--batch_size", type=positive, default=4)
+    parser.add_argument(
+        "--bf16", action=argparse.BooleanOptionalAction, help="where none is given, if it is faster here"
+    )
+    parser.add_argument("--write_card", action="store_true", help="into the JSON of the weights")
     args = parser.parse_args()
+    if args.evaluations < 0:
+        parser.error(f"--evaluations must be 0 or more, got {args.evaluations}")
     args.work.mkdir(parents=True, exist_ok=True)
-    fit = Fit(args)
+    try:
+        fit = Fit(args)
+    except ValueError as error:
+        parser.error(f"--ckpt_path: {error}")
     schedules = {str(calls): fit.fitted(calls) for calls in args.calls}
     write_json(args.work / "schedules.json", schedules)
     print("| calls | sampler | distance | likeness | on the seeds of the fit |\n|---|---|---|---|---|")
