@@ -56,12 +56,13 @@ def measured(folder: Path, weights: Path, calls: int, args: argparse.Namespace, 
 
     They are known by the JSON of the weights, which has the hash of these and the sampler that they are made for.
     """
-    made_of = (sha256_of(description_path(weights))[:12], args.seed, args.num_samples, args.num_phantoms)
-    path = folder / f"measured_{'_'.join(map(str, made_of))}.json"
+    card = sha256_of(description_path(weights))[:12]
+    path = folder / f"measured_{card}_{args.seed}_{args.num_samples}_{args.num_phantoms}.json"
+    volumes = folder / f"volumes_{card}"
     if not path.is_file():
-        bundle("run", ["inference"], ckpt_path=weights, num_inference_steps=calls, output_dir=folder / "volumes",
+        bundle("run", ["inference"], ckpt_path=weights, num_inference_steps=calls, output_dir=volumes,
                num_samples=args.num_samples, seed=args.seed, batch_size=8, writers=["nifti"])  # fmt: skip
-        found = scale.measure(load_generated(folder / "volumes", args.seed)[: args.num_samples])
+        found = scale.measure(load_generated(volumes, args.seed)[: args.num_samples])
         seconds = Estimate(seconds_of_volume(weights, calls))
         path.write_text(json.dumps({name: asdict(one) for name, one in {**found, SECONDS: seconds}.items()}))
     return json.loads(path.read_text())

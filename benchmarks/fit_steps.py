@@ -7,12 +7,14 @@ Six numbers are fitted for each number of calls, by Nelder and Mead's simplex (S
 each time: two of the spacing u = 1 - (1 - s^a)^b, p at the first and at the last step, memory at both; between them they run
 linearly. What was found is reported on other seeds, beside the default with as many calls. Every evaluation is kept, and a fit that was
 broken off takes them from there. `--start` gives the six numbers that it starts from; with `--evaluations 0` these are reported, and
-written, as they are.
+written, as they are. Of the numbers p of the last step and memory of the first one matter by their way there alone: at the ends nothing
+is injected, and nothing was learned before.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Optional, Sequence
@@ -24,9 +26,9 @@ from quality import DISTANCE, LIKENESS, Scale
 from scipy.optimize import minimize
 
 from scripts.files import write_json  # quality.py has made the package known
-from scripts.inferers import Item, build_generator, inference_network
+from scripts.inferers import Item, build_generator, computed_in, inference_network
 from scripts.networks import guidance_of, load_network, read_card, space_of
-from scripts.networks.card import description_path
+from scripts.networks.card import Card, description_path
 from scripts.pages import formatted
 from scripts.schedulers import build_scheduler, sampler_settings
 
@@ -61,16 +63,26 @@ class Fit:
         self.network = inference_network(load_network(self.card), "cpu", args.bf16)
         data = self.card.data
         self.scale = Scale(args.num_phantoms, args.num_samples, data.grid, data.field_of_view_mm)
-        self.path = args.work / f"evaluations_{self.card.sha256[:12]}_{args.num_samples}_{args.num_phantoms}.json"
+        self.path = args.work / f"evaluations_{self.drawn_by()}_{args.num_samples}_{args.num_phantoms}.json"
         self.known: dict[str, dict[str, Optional[float]]] = (
             json.loads(self.path.read_text()) if self.path.is_file() else {}
         )
+
+    def drawn_by(self) -> str:
+        """Of all that decides the volumes beside the steps. The JSON changes with `--write_card`, so its hash would not do."""
+        offset, precision = self.own().get("random_offset"), computed_in("cpu", self.args.bf16, False)["precision"]
+        parts = json.dumps([self.card.sha256, self.card.guidance, offset, precision])
+        return hashlib.sha256(parts.encode()).hexdigest()[:12]
+
+    def own(self) -> dict[str, Any]:
+        """What the weights are made for, without steps."""
+        return {name: value for name, value in self.card.sampling.items() if name == "random_offset"}
 
     def measured(self, calls: int, schedule: Optional[dict[str, list[float]]], seed: int) -> dict[str, Optional[float]]:
         """`distance`, likeness and all else of quality.py; without a schedule of the default sampler."""
         key = json.dumps([calls, schedule, seed])
         if key not in self.known:
-            settings = sampler_settings({}, num_inference_steps=calls, schedule=schedule)
+            settings = sampler_settings(self.own(), num_inference_steps=calls, schedule=schedule)
             generator = self.generator(settings)
             seeds, batch = range(seed, seed + self.args.num_samples), self.args.batch_size
             parts = [seeds[i : i + batch] for i in range(0, len(seeds), batch)]
@@ -91,7 +103,8 @@ class Fit:
         def distance(numbers: np.ndarray) -> float:
             outside = np.abs(numbers - np.clip(numbers, LEAST, MOST)).sum()
             schedule = schedule_of(numbers, calls)
-            measured = self.measured(calls, schedule, self.args.first_seed)[DISTANCE]
+            falls = max(np.diff(schedule["positions"])) < 0  # of many steps some may fall together
+            measured = self.measured(calls, schedule, self.args.first_seed)[DISTANCE] if falls else None
             found = np.inf if measured is None else measured  # of volumes without a body there is none
             print(f"{calls} calls: {found:.4f} {np.round(numbers, 3).tolist()}", flush=True)
             return found + float(outside)
@@ -102,6 +115,24 @@ class Fit:
         simplex = np.vstack([start, start + np.diag(STEPS)])
         options = {"maxfev": self.args.evaluations, "initial_simplex": simplex, "xatol": 1e-3, "fatol": 1e-4}
         return schedule_of(minimize(distance, start, method="Nelder-Mead", options=options).x, calls)
+
+
+def with_schedules(weights: Path, schedules: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """The JSON of the weights with these schedules among those that it has.
+
+    Raises:
+        ValueError: where they do not go with the sampler that the weights are made for.
+    """
+    read_card(weights)
+    content = json.loads(description_path(weights).read_text())
+    sampling = content.get("sampling") or {}
+    content["sampling"] = {**sampling, "schedules": {**sampling.get("schedules", {}), **schedules}}
+    try:
+        Card.model_validate(content)
+    except ValueError:
+        own = ", ".join(name for name in sampling if name not in ("schedules", "random_offset"))
+        raise ValueError(f"{weights} is made for a sampler of its own ({own}), which takes no fitted steps") from None
+    return content
 
 
 def main() -> None:
@@ -123,8 +154,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.evaluations < 0:
         parser.error(f"--evaluations must be 0 or more, got {args.evaluations}")
+    if min(args.calls) < 2:
+        parser.error("--calls must be 2 or more: with one call there is nothing to fit")
     args.work.mkdir(parents=True, exist_ok=True)
     try:
+        if args.write_card:  # hours before it is written
+            with_schedules(args.ckpt_path, {str(calls): schedule_of(args.start, calls) for calls in args.calls})
         fit = Fit(args)
     except ValueError as error:
         parser.error(f"--ckpt_path: {error}")
@@ -139,11 +174,7 @@ def main() -> None:
             ]
             print(f"| {calls} | {name} | " + " | ".join(shown) + " |")
     if args.write_card:
-        path = description_path(args.ckpt_path)
-        content = json.loads(path.read_text())
-        sampling = content.get("sampling", {})
-        content["sampling"] = {**sampling, "schedules": {**sampling.get("schedules", {}), **schedules}}
-        write_json(path, content)
+        write_json(description_path(args.ckpt_path), with_schedules(args.ckpt_path, schedules))
 
 
 if __name__ == "__main__":

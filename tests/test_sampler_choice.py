@@ -1,6 +1,7 @@
 """The sampler that weights are made for: their card says it, users replace it, and a grid of patches that moves."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,11 @@ from bundle_runs import CONFIGS, TINY, assert_refused, run, sample
 from scripts.data import RandRolld
 from scripts.inferers import DiffusionGenerator, Item
 from scripts.networks import read_card
+from scripts.networks.card import Card
 from scripts.schedulers import CosineSineScheduler, sampler_settings
+
+sys.path.insert(0, str(CONFIGS.parents[1] / "benchmarks"))
+import fit_steps  # noqa: E402
 
 SHAPE = (8, 6, 4)
 STUDENT = {"num_inference_steps": 4, "solver": "ddim", "predictor_ratio": 1000.0, "spacing": "uniform"}
@@ -71,7 +76,9 @@ def test_a_schedule_of_the_usual_numbers_is_the_usual_sampler(make_volume):
         ({"solver": "multistep", "eta": 0.5, "schedule": FITTED}, "leave predictor_ratio and eta out"),
         ({"solver": "multistep", "schedule": {**FITTED, "positions": [1.0, 0.5]}}, "one number for each step"),
         ({"solver": "multistep", "schedule": {**FITTED, "positions": [1.0, 0.2, 0.5]}}, "must fall"),
-        ({"solver": "multistep", "schedule": {**FITTED, "predictor_ratios": [3, 0.5, 1]}}, "1 or more"),
+        ({"solver": "multistep", "schedule": {**FITTED, "predictor_ratios": [3, 0.5, 1]}}, "1 to 100"),
+        ({"solver": "multistep", "schedule": {**FITTED, "memories": [1, 1, 1e300]}}, "-100 to 100"),
+        ({"solver": "multistep", "schedule": {**FITTED, "memories": [1, 1, float("nan")]}}, "-100 to 100"),
         ({"solver": "multistep", "schedule": {"positions": [1]}}, "predictor_ratios"),
     ],
 )
@@ -79,6 +86,47 @@ def test_schedules_that_cannot_be_are_refused(settings, words, one_line):
     with pytest.raises(ValueError) as raised:
         CosineSineScheduler(**settings)
     one_line(raised, words)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        ({"schedules": {"03": FITTED}}, "such as '8', got '03'"),
+        ({"schedules": {" 3 ": FITTED}}, "such as '8', got ' 3 '"),
+        ({"schedules": {"three": FITTED}}, "such as '8', got 'three'"),
+        ({"schedules": {"0": FITTED}}, "1 to 1000, a whole number, got 0"),
+        ({"schedules": {"4": FITTED}}, "3 steps alone"),
+        ({"schedules": [FITTED]}, "by the number of network calls"),
+        ({"schedules": {"3": None}}, "by the number of network calls"),
+        ({"schedules": {"3": {**FITTED, "memories": 1}}}, "sampling"),
+        ({"schedules": {"3": {**FITTED, "memories": [1, 1, 10**400]}}}, "-100 to 100"),
+        ({"num_inference_steps": "6"}, "a whole number, got '6'"),
+        ({"num_inference_steps": 6.7}, "a whole number, got 6.7"),
+        ({"num_inference_steps": True}, "a whole number, got True"),
+        ({**STUDENT, "schedules": {"3": FITTED}}, "for the solver multistep"),
+    ],
+)
+def test_cards_with_a_sampler_that_cannot_be_are_refused(sampling, words):
+    with pytest.raises(ValueError, match=words) as raised:
+        Card(sha256="", network={"kind": "prdit"}, sampling=sampling)
+    assert len(raised.value.errors()) == 1
+
+
+def test_steps_are_fitted_to_no_weights_of_another_solver(tmp_path, one_line):
+    """A student's JSON stays readable: it is not given steps that its solver does not take."""
+    shipped = CONFIGS.parent / "models" / "model.pt"
+    (tmp_path / "student.pt").symlink_to(shipped)
+    card = json.loads(shipped.with_suffix(".json").read_text())
+    three = {"3": FITTED}
+    (tmp_path / "student.json").write_text(json.dumps({**card, "sampling": STUDENT}))
+    with pytest.raises(ValueError) as raised:
+        fit_steps.with_schedules(tmp_path / "student.pt", three)
+    one_line(raised, "student.pt", "solver", "no fitted steps")
+    (tmp_path / "student.json").write_text(
+        json.dumps({**card, "sampling": {"random_offset": True, "schedules": three}})
+    )
+    written = fit_steps.with_schedules(tmp_path / "student.pt", {"2": fit_steps.schedule_of(fit_steps.START, 2)})
+    assert written["sampling"]["random_offset"] and set(written["sampling"]["schedules"]) == {"2", "3"}
 
 
 def test_a_schedule_has_its_number_of_steps(one_line):
@@ -160,17 +208,25 @@ def test_weights_are_sampled_as_they_were_trained(trained, tmp_path, capsys):
     }
     (tmp_path / "model.json").write_text(json.dumps(description))
     facts = {}
-    for name, asked in {"own": {}, "two": {"num_inference_steps": 2}, "off": {"random_offset": False}}.items():
+    for name, asked in {
+        "own": {},
+        "two": {"num_inference_steps": 2},
+        "four": {"num_inference_steps": 4},
+        "off": {"random_offset": False},
+    }.items():
         sample(**settings, **asked, output_dir=tmp_path / name)
         told = capsys.readouterr()
         facts[name] = json.loads((tmp_path / name / "seed_000000.json").read_text())
-        assert ("made for 3 network calls" in told.err) == (name == "two")
+        assert ("made for 3 network calls" in told.err) == (name == "four")
+        assert ("with fitted steps" in told.out) == (name == "two")
     assert (facts["own"]["random_offset"], facts["own"]["num_inference_steps"], facts["own"]["schedule"]) == (
         True,
         3,
         None,
     )
     assert facts["two"]["schedule"] == {name: list[:2] for name, list in FITTED.items()}
+    says = [[one[name] for name in ("spacing", "predictor_ratio", "eta")] for one in (facts["two"], facts["own"])]
+    assert says == [[None] * 3, ["two_sided", 3.0, None]]  # a schedule is in the place of all three
     assert facts["off"]["random_offset"] is None
     description["sampling"] = {"solver": "guess"}
     (tmp_path / "model.json").write_text(json.dumps(description))

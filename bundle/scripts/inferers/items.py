@@ -73,7 +73,8 @@ def check_weights(
     """
     require_drawing(card, allow_stage_1)
     made_for = card.sampling.get("num_inference_steps", num_calls)
-    if num_calls not in (None, made_for) and idist.get_rank() == 0:
+    fitted = str(num_calls) in card.sampling.get("schedules", {})
+    if num_calls not in (None, made_for) and not fitted and idist.get_rank() == 0:
         print(
             f"warning: the weights are made for {made_for} network calls a volume, asked for are {num_calls}",
             file=sys.stderr,

@@ -83,12 +83,17 @@ def _known(process: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sampled(sampling: dict[str, Any]) -> dict[str, Any]:
+    schedules = sampling.get("schedules", {})
+    if not isinstance(schedules, dict) or not all(isinstance(lists, dict) for lists in schedules.values()):
+        raise ValueError("schedules must have the lists of a schedule by the number of network calls")
+    if unused := [calls for calls in schedules if not calls.isdecimal() or calls != str(int(calls))]:
+        raise ValueError(f"schedules must be by the number of network calls, such as '8', got '{unused[0]}'")
     try:
-        for calls in (None, *sampling.get("schedules", {})):
+        for calls in (None, *map(int, schedules)):
             settings = sampler_settings(sampling, num_inference_steps=calls)
             number, offset = settings.pop("num_inference_steps"), settings.pop("random_offset")
-            build_scheduler({"name": "cosine_sine"}, **settings).set_timesteps(int(number))
-    except (AttributeError, TypeError) as error:  # as various as what a JSON can hold
+            build_scheduler({"name": "cosine_sine"}, **settings).set_timesteps(number)
+    except (AttributeError, OverflowError, TypeError) as error:  # as various as what a JSON can hold
         raise ValueError(str(error)) from None
     if not isinstance(offset, bool):
         raise ValueError(f"random_offset must be true or false, got {offset}")

@@ -97,10 +97,13 @@ class DiffusionProcess(Scheduler):
         )  # as MONAI's RFlowScheduler: its base class makes a table of betas, which a path has not
         self.path = self.path_type(num_train_timesteps, noise_std, prediction)
         self.training_times = TrainingTimes(self.path, training_times, time_power)
-        self.num_train_timesteps, self.spacing = num_train_timesteps, spacing
+        self.num_train_timesteps = num_train_timesteps
         self.solver_name, self.solver = solver, SOLVERS[solver]()
+        self.spacing: Optional[str] = spacing
         self.predictor_ratio, self.eta = self.solver.injection(solver, predictor_ratio, eta)
         self.schedule = None if schedule is None else _schedule(solver, schedule, predictor_ratio, eta)
+        if self.schedule is not None:  # which says all that these say
+            self.spacing = self.predictor_ratio = self.eta = None
         self.generator: Generators = None
         self.num_inference_steps: Optional[int] = None
         self.timesteps = torch.empty(0, dtype=torch.float64)  # until `set_timesteps`
@@ -146,11 +149,13 @@ class DiffusionProcess(Scheduler):
                 f"{self.solver_name}, got {num_inference_steps}"
             )
         count = num_inference_steps // per_step
-        starts = [SPACINGS[self.spacing]((count - i) / count) for i in range(count)]
         if self.schedule is not None:
             starts = list(self.schedule.positions)
             if len(starts) != count or timesteps is not None:
                 raise ValueError(f"the schedule is of {len(starts)} steps alone, got num_inference_steps {count}")
+        else:
+            assert self.spacing is not None
+            starts = [SPACINGS[self.spacing]((count - i) / count) for i in range(count)]
         if timesteps is not None:
             starts = [float(self.path.position(float(t))) for t in timesteps]
             falling = all(a > b for a, b in zip(starts, starts[1:]))

@@ -16,6 +16,8 @@ SPACINGS: dict[str, Callable[[float], float]] = {
     "two_sided": lambda share: 1 - (1 - share**2) ** 1.5,
 }
 
+MOST = 100  # of the numbers of a schedule
+
 
 class Schedule(NamedTuple):
     """What was fitted for each of a few steps (benchmarks/fit_steps.py), one number a step.
@@ -40,8 +42,10 @@ class Schedule(NamedTuple):
         falls = all(a > b for a, b in zip(self.positions, self.positions[1:]))
         if not falls or not 0 < self.positions[-1] <= self.positions[0] <= 1:
             raise ValueError(f"positions of a schedule must fall, from 1 to more than 0, got {list(self.positions)}")
-        if min(self.predictor_ratios) < 1 or not all(map(math.isfinite, [*self.predictor_ratios, *self.memories])):
-            raise ValueError("predictor_ratios of a schedule must be 1 or more, and all its numbers finite")
+        if not all(1 <= ratio <= MOST for ratio in self.predictor_ratios) or not all(
+            abs(one) <= MOST for one in self.memories
+        ):
+            raise ValueError(f"predictor_ratios of a schedule must be 1 to {MOST}, and its memories -{MOST} to {MOST}")
         return self
 
 

@@ -18,7 +18,9 @@ _OF_BLOCKS = re.compile(r"\.blocks?\d*\.(?!.*modulation)")  # what sees the time
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Matrices (N, A, B) with all singular values moved to between about 0.7 and 1.2, by Newton-Schulz iterations.
+    """Matrices (N, A, B) with singular values moved towards 1, by Newton-Schulz iterations.
+
+    Those above about 0.002 of the matrix's norm end between 0.68 and 1.2; smaller ones grow by up to 485 times.
 
     In bf16 where that is faster, else in float32; see `has_fast_bf16`.
     """
