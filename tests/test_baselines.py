@@ -7,12 +7,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from ignite.engine import Engine, Events
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import baselines  # noqa: E402
 import baselines_table  # noqa: E402
+import overhead  # noqa: E402
 from baselines import SYSTEMS, Work  # noqa: E402
 from baselines_table import FIELD_OF_VIEW_MM, GRID, PHANTOMS, failures, write_phantoms  # noqa: E402
+
+from scripts.schedulers import build_scheduler  # noqa: E402
 
 
 class Recorded(Work):
@@ -106,3 +111,26 @@ def test_a_rate_whose_volumes_are_no_ct_is_lost(tmp_path, monkeypatch):
         work._validated(tmp_path / "gan.pt", stage)
     values[1] = -20.0
     assert work._validated(tmp_path / "gan.pt", stage) == float("inf")
+
+
+@pytest.mark.parametrize(("name", "times"), [("cosine_sine", 1000), ("ddpm_linear", 1000), ("ddpm_cosine", 300)])
+def test_the_plain_loop_noises_volumes_as_the_bundle_does(name, times):
+    path = build_scheduler({"name": name, "num_train_timesteps": times}).path
+    expected = path.weights(path.position(torch.arange(times, dtype=torch.float64)))[0].float()
+    torch.testing.assert_close(overhead.alphas(name, times), expected, rtol=0, atol=2e-3)
+
+
+def test_steps_of_the_trainer_and_of_the_plain_loop_take_turns(monkeypatch):
+    """Both are timed as often, and neither counts the other."""
+    clock = [0]
+    monkeypatch.setattr(overhead.time, "process_time", lambda: clock[0])
+
+    def takes(seconds):
+        clock[0] += seconds
+
+    turns = overhead.Turns(lambda volumes: takes(10), None)
+    trainer = Engine(lambda engine, batch: takes(3))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: takes(1))  # of the trainer
+    turns.attach(trainer)
+    trainer.run([0] * 5)
+    assert turns.seconds == {"bundle": [4] * 5, "plain": [10] * 5}

@@ -62,6 +62,7 @@ TINY_SCRIPTS = {
     "--num_validation_phantoms 2",
     "few_calls.py": "--calls 1 2 --num_samples 4 --num_phantoms 8",
     "fit_steps.py": "--calls 2 --evaluations 2 --num_samples 4 --num_phantoms 8",
+    "overhead.py": "--systems HA-GAN --steps 1 --rounds 1",
     "sampler_quality.py": "--calls 2 --num_samples 2 --num_phantoms 2 --samplers euler",
 }
 NUM_CT = 20  # enough to validate on two

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Sequence, Union
+from typing import Any, Sequence, Union
 
 
 def count(number: int, thing: str) -> str:
     """'1 volume', '4 volumes', '1,500 steps': a number and what it counts, in the singular given."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def as_typed(value: Any) -> str:
+    """A setting as users type it: null, true."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def bytes_in_words(number: float) -> str:

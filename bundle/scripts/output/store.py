@@ -19,7 +19,7 @@ from ..errors import require_writable
 from ..files import hold, release, remove_leftovers, require_no_folder, sha256_of, write_json
 from ..stops import stoppable, stoppable_engine
 from ..version import VERSION
-from ..words import count
+from ..words import as_typed, count
 from .generated import GeneratedVolume, is_generated, save_volume
 from .writers import Writer, writers_of
 
@@ -123,7 +123,7 @@ class VolumeStore:
                     "choose another output_dir, or --overwrite True"
                 )
             raise ValueError(
-                f"{path} was made with {name} {there.get(name)}, now it is {self.provenance[name]}; "
+                f"{path} was made with {name} {as_typed(there[name])}, now it is {as_typed(self.provenance[name])}; "
                 "set it as before, choose another output_dir, or --overwrite True"
             )
         # older volumes have no hash

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, Mapping
 
+from ..words import as_typed
 from .description import Setting
 
 NAME_WIDTH = 28
@@ -39,4 +40,4 @@ def _default(config: Mapping[str, Any], name: str) -> str:
             )
         except (NameError, TypeError):
             return "automatic"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return as_typed(value)
