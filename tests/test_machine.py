@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import queue
 import resource
 import signal
 
@@ -133,6 +134,11 @@ def test_a_gpu_without_memory():
 
 def test_a_loader_whose_process_is_killed():
     assert "killed" in from_worker(lambda index: os.kill(os.getpid(), signal.SIGKILL))
+
+    def found_late():  # which of the two it is depends on who looks first
+        raise RuntimeError("DataLoader worker (pid(s) 17003) exited unexpectedly") from queue.Empty()
+
+    assert "killed" in said(found_late)
 
 
 def test_a_damaged_volume_is_the_same_line_in_every_process(tmp_path):

@@ -6,6 +6,7 @@ import dis
 import json
 import logging
 import os
+import queue
 import re
 import sys
 import tempfile
@@ -53,8 +54,11 @@ def require_writable(folder: Union[str, Path], setting: str) -> Path:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Follows what MONAI's config parser wraps around an error."""
-    while error.__cause__ is not None:
+    """Follows what MONAI's config parser wraps around an error.
+
+    A queue that stayed empty is no cause: by it PyTorch's loaders find out that a process of theirs is dead.
+    """
+    while error.__cause__ is not None and not isinstance(error.__cause__, queue.Empty):
         error = error.__cause__
     return error
 
