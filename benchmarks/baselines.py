@@ -90,6 +90,18 @@ class Stage:
     other_rates: dict[str, float] = field(default_factory=dict)
     has_val_loss: bool = True
 
+    def on(self, data: Path, start: Optional[str]) -> dict[str, Any]:
+        """Settings of a training on a data set, and on the weights of the stage before, if it stands on them."""
+        settings = {**self.settings, "batch_size": self.batch_size, "bf16": False, "tf32": True, "num_pictures": 0}
+        settings |= {"dataset_dir": str(data), "num_validation_times": 2}
+        return settings | (
+            {self.stands_on: start} if self.stands_on else {"grid": GRID, "field_of_view_mm": FIELD_OF_VIEW_MM}
+        )
+
+    def at(self, rate: float) -> dict[str, float]:
+        """Settings of all its learning rates."""
+        return {"lr": rate, **{name: factor * rate for name, factor in self.other_rates.items()}}
+
 
 @dataclass(frozen=True)
 class System:
@@ -210,21 +222,13 @@ class Work:
 
     def cost_of_step(self, stage: Stage, start: Optional[str]) -> dict[str, float]:
         """'tflop' and 'core_seconds' of a training step."""
-        settings = {**self._settings(stage, start), "device": CPU}
+        settings = {**stage.on(self.data, start), "device": CPU}
         return self.once(
             f"a step of {stage.name}", lambda: cost_of_step(["train", *stage.overlays], settings, stage.late_players)
         )
 
-    def _settings(self, stage: Stage, start: Optional[str]) -> dict[str, Any]:
-        settings = {**stage.settings, "batch_size": stage.batch_size, "bf16": False, "tf32": True, "num_pictures": 0}
-        settings |= {"dataset_dir": str(self.data), "num_validation_times": 2}
-        return settings | (
-            {stage.stands_on: start} if stage.stands_on else {"grid": GRID, "field_of_view_mm": FIELD_OF_VIEW_MM}
-        )
-
     def _train(self, folder: Path, stage: Stage, rate: float, budget: float, start: Optional[str]) -> dict[str, Any]:
-        settings = {**self._settings(stage, start), "ckpt_dir": str(folder), "lr": rate}
-        settings |= {name: factor * rate for name, factor in stage.other_rates.items()}
+        settings = {**stage.on(self.data, start), **stage.at(rate), "ckpt_dir": str(folder)}
         cost = self.cost_of_step(stage, start)
         epoch = max(1, round(1000 * budget * stage.share / cost["tflop"] / EPOCHS))
         if stage.late_players is not None:

@@ -7,8 +7,8 @@ Six numbers are fitted for each number of calls, by Nelder and Mead's simplex (S
 each time: two of the spacing u = 1 - (1 - s^a)^b, p at the first and at the last step, memory at both; between them they run
 linearly. What was found is reported on other seeds, beside the default with as many calls. Every evaluation is kept, and a fit that was
 broken off takes them from there. `--start` gives the six numbers that it starts from; with `--evaluations 0` these are reported, and
-written, as they are. Of the numbers p of the last step and memory of the first one matter by their way there alone: at the ends nothing
-is injected, and nothing was learned before.
+written, as they are. p of the last step and memory of the first only set the line between both ends: the
+last step injects nothing, and before the first nothing was predicted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, Optional, Sequence
 import numpy as np
 import torch
 from baselines_table import positive
+from pydantic import ValidationError
 from quality import DISTANCE, LIKENESS, Scale
 from scipy.optimize import minimize
 
@@ -33,7 +34,7 @@ from scripts.pages import formatted
 from scripts.schedulers import build_scheduler, sampler_settings
 
 SHIPPED = Path(__file__).resolve().parents[1] / "bundle" / "models" / "model.pt"
-# a, b: denser at noise than two_sided; p: no noise is injected where anatomy is decided, much where detail is; memory
+# a, b: denser at noise than two_sided; p: 1 in the first step, which then injects no noise; memory
 START = [2.0, 2.0, 1.0, 8.0, 1.5, 1.0]
 STEPS = np.array([0.3, 0.2, 0.5, 4.0, 0.3, 0.3])  # of the first simplex
 LEAST, MOST = np.array([0.5, 0.5, 1.0, 1.0, 0.0, 0.0]), np.array([4.0, 4.0, 20.0, 20.0, 2.0, 2.0])
@@ -129,9 +130,8 @@ def with_schedules(weights: Path, schedules: dict[str, dict[str, list[float]]]) 
     content["sampling"] = {**sampling, "schedules": {**sampling.get("schedules", {}), **schedules}}
     try:
         Card.model_validate(content)
-    except ValueError:
-        own = ", ".join(name for name in sampling if name not in ("schedules", "random_offset"))
-        raise ValueError(f"{weights} is made for a sampler of its own ({own}), which takes no fitted steps") from None
+    except ValidationError as error:
+        raise ValueError(f"{weights} takes no fitted steps: {error.errors()[0]['ctx']['error']}") from None
     return content
 
 

@@ -23,8 +23,8 @@ from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
-from baselines import SYSTEMS, Stage, generator_of, parsed, write_data
-from baselines_table import FIELD_OF_VIEW_MM, GRID, positive
+from baselines import CPU, SYSTEMS, Stage, generator_of, parsed, write_data
+from baselines_table import positive
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
@@ -33,7 +33,6 @@ from scripts.networks import network_from_checkpoint
 from scripts.networks.ha_gan import SHRINK, SLABS
 from scripts.networks.high_resolution import downsample_nearest
 
-CPU = "$torch.device('cpu')"
 WARM_UP = 2  # steps and rounds that are not counted
 BATCH = 8  # volumes at once in sampling
 Step = Callable[[Tensor], None]
@@ -189,11 +188,8 @@ def tell(name: str, seconds: dict[str, list[float]]) -> None:
 
 def train(stage: Stage, folder: Path, data: Path, before: str, steps: int) -> dict[str, list[float]]:
     """Seconds of the steps; the folder then has the stage's weights."""
-    settings = {**stage.settings, "dataset_dir": str(data), "ckpt_dir": str(folder), "batch_size": stage.batch_size}
-    settings |= {"lr": stage.rates[1], "bf16": False, "device": CPU, "num_pictures": 0, "num_validation_times": 1}
+    settings = {**stage.on(data, before), **stage.at(stage.rates[1]), "ckpt_dir": str(folder), "device": CPU}
     settings |= {"max_epochs": 1, "epoch_length": steps + WARM_UP}
-    settings |= {name: factor * stage.rates[1] for name, factor in stage.other_rates.items()}
-    settings |= {stage.stands_on: before} if stage.stands_on else {"grid": GRID, "field_of_view_mm": FIELD_OF_VIEW_MM}
     if stage.late_players is not None:
         settings["discriminator_start"] = 0
     parser = parsed(["train", *stage.overlays], settings)

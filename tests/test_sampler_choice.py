@@ -121,7 +121,7 @@ def test_steps_are_fitted_to_no_weights_of_another_solver(tmp_path, one_line):
     (tmp_path / "student.json").write_text(json.dumps({**card, "sampling": STUDENT}))
     with pytest.raises(ValueError) as raised:
         fit_steps.with_schedules(tmp_path / "student.pt", three)
-    one_line(raised, "student.pt", "solver", "no fitted steps")
+    one_line(raised, "student.pt takes no fitted steps", "for the solver multistep")
     (tmp_path / "student.json").write_text(
         json.dumps({**card, "sampling": {"random_offset": True, "schedules": three}})
     )

@@ -33,6 +33,7 @@ class Generator(nn.Module):
     space: Space
     conditions: tuple[str, ...] = ()  # that every item must have
     calls_per_volume = 1
+    fitted = False  # whether its steps are those of a `Schedule`
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ class DiffusionGenerator(Generator):
         if hasattr(network, "require_process"):
             network.require_process(scheduler.num_train_timesteps)
         scheduler.set_timesteps(num_inference_steps)
-        self.calls_per_volume = num_inference_steps
+        self.calls_per_volume, self.fitted = num_inference_steps, scheduler.schedule is not None
         self._calls: tuple[Any, list[Callable[[Tensor], Tensor]]] = (None, [])  # of these times
 
     @torch.no_grad()

@@ -52,7 +52,7 @@ def tell_sampling(
     done = len(seeds) - len(missing)
     there = f" ({done} of {len(seeds)} {'is' if done == 1 else 'are'} there already)" if done else ""
     calls = generator.calls_per_volume
-    fitted = " with fitted steps" if getattr(getattr(generator, "scheduler", None), "schedule", None) else ""
+    fitted = " with fitted steps" if generator.fitted else ""
     seconds = expected_seconds(generator, math.ceil(len(missing) / idist.get_world_size()), batch_size)
     print(
         f"samples {count(len(missing), 'volume')}{there} of {voxels}, {count(calls, 'network call')} each{fitted}, "

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Callable, NamedTuple, Optional, Sequence
 
+from ..settings.choices import LARGEST_IN_SCHEDULE
 from .path import Path, PathPoint
 
 # Position u of a step's start from the share of the steps that are left, 1 at noise and 0 at data. Quadratic steps get
@@ -15,8 +16,6 @@ SPACINGS: dict[str, Callable[[float], float]] = {
     "quadratic": lambda share: share**2,
     "two_sided": lambda share: 1 - (1 - share**2) ** 1.5,
 }
-
-MOST = 100  # of the numbers of a schedule
 
 
 class Schedule(NamedTuple):
@@ -42,10 +41,9 @@ class Schedule(NamedTuple):
         falls = all(a > b for a, b in zip(self.positions, self.positions[1:]))
         if not falls or not 0 < self.positions[-1] <= self.positions[0] <= 1:
             raise ValueError(f"positions of a schedule must fall, from 1 to more than 0, got {list(self.positions)}")
-        if not all(1 <= ratio <= MOST for ratio in self.predictor_ratios) or not all(
-            abs(one) <= MOST for one in self.memories
-        ):
-            raise ValueError(f"predictor_ratios of a schedule must be 1 to {MOST}, and its memories -{MOST} to {MOST}")
+        most = LARGEST_IN_SCHEDULE
+        if not all(1 <= p <= most for p in self.predictor_ratios) or not all(abs(one) <= most for one in self.memories):
+            raise ValueError(f"predictor_ratios of a schedule must be 1 to {most}, and its memories -{most} to {most}")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Names that settings choose from. What has these names registers itself elsewhere, with PyTorch; help and checks need none."""
+"""Names that settings choose from, and bounds that others need too. What has these names registers itself elsewhere, with PyTorch."""
 
 SOLVERS = ("predictor_corrector", "euler", "heun", "rk4", "adams_bashforth", "ddim", "multistep", "dpm_solver")
 SPACINGS = ("uniform", "quadratic", "two_sided")
@@ -6,3 +6,4 @@ PROCESSES = ("cosine_sine", "flow_matching", "ddpm_linear", "ddpm_cosine", "dire
 ENCODINGS = ("voxels", "haar", "latents")
 TRAINING_TIMES = ("uniform", "logit_normal")
 WRITERS = ("nifti", "preview", "view", "dicom")
+LARGEST_IN_SCHEDULE = 100  # of the numbers of fitted steps

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .choices import ENCODINGS, PROCESSES, SOLVERS, SPACINGS, TRAINING_TIMES, WRITERS
+from .choices import ENCODINGS, LARGEST_IN_SCHEDULE, PROCESSES, SOLVERS, SPACINGS, TRAINING_TIMES, WRITERS
 from .kinds import (
     COMPONENT,
     DEVICE,
@@ -193,7 +193,10 @@ _SAMPLE = {
     ),
     "schedule": Setting(
         maybe(
-            named(several(number(-100, 100)), "{'positions': [1, 0.5], 'predictor_ratios': [1, 1], 'memories': [1, 1]}")
+            named(
+                several(number(-LARGEST_IN_SCHEDULE, LARGEST_IN_SCHEDULE)),
+                "{'positions': [1, 0.5], 'predictor_ratios': [1, 1], 'memories': [1, 1]}",
+            )
         ),
         "of multistep, the start, p and memory of each step; null: as fitted for the weights, if at all",
     ),
