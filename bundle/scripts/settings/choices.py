@@ -1,4 +1,4 @@
-"""Names that settings choose from, and bounds that others need too. What has these names registers itself elsewhere, with PyTorch."""
+"""Names and bounds of settings that others need too. What has these names registers itself elsewhere, with PyTorch."""
 
 SOLVERS = ("predictor_corrector", "euler", "heun", "rk4", "adams_bashforth", "ddim", "multistep", "dpm_solver")
 SPACINGS = ("uniform", "quadratic", "two_sided")
