@@ -323,6 +323,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=positive, default=1, help="trainings at once")
     parser.add_argument("--critic_steps", type=int, default=100, help="of the W-score; 0 leaves it out")
     args = parser.parse_args()
+    if len(set(args.systems)) < len(args.systems):
+        parser.error("--systems: one is named twice")
     if args.budget <= 0 or args.search_share <= 0:
         parser.error("--budget and --search_share must be more than 0")
     write_data(args.work / "data", args.num_phantoms, args.num_validation_phantoms)

@@ -154,8 +154,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.evaluations < 0:
         parser.error(f"--evaluations must be 0 or more, got {args.evaluations}")
-    if min(args.calls) < 2:
-        parser.error("--calls must be 2 or more: with one call there is nothing to fit")
+    if min(args.calls) < 2 or max(args.calls) > 1000:
+        parser.error("--calls must be 2 to 1000; with one call there is nothing to fit")
+    if not all(low <= one <= high for low, one, high in zip(LEAST, args.start, MOST)):
+        parser.error(f"--start must be from {LEAST.tolist()} to {MOST.tolist()}, got {args.start}")
     args.work.mkdir(parents=True, exist_ok=True)
     try:
         if args.write_card:  # hours before it is written

@@ -245,6 +245,8 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, default=10, help="of training that are timed, of each kind")
     parser.add_argument("--rounds", type=positive, default=3, help="of sampling that are timed, of each kind")
     args = parser.parse_args()
+    if len(set(args.systems)) < len(args.systems):
+        parser.error("--systems: one is named twice")
     torch.set_num_threads(1)
     print("| | bundle (ms) | plain loop (ms) | ratio |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:

@@ -98,7 +98,9 @@ def test_schedules_that_cannot_be_are_refused(settings, words, one_line):
         ({"schedules": {"4": FITTED}}, "3 steps alone"),
         ({"schedules": [FITTED]}, "by the number of network calls"),
         ({"schedules": {"3": None}}, "by the number of network calls"),
-        ({"schedules": {"3": {**FITTED, "memories": 1}}}, "sampling"),
+        ({"schedules": {"3": {**FITTED, "memories": 1}}}, "memories of a schedule must be a list of numbers"),
+        ({"schedules": {"3": {**FITTED, "memories": ["a", 1, 1]}}}, "must be a list of numbers"),
+        ({"schedules": {"3": {**FITTED, "memories": [True, 1, 1]}}}, "must be a list of numbers"),
         ({"schedules": {"3": {**FITTED, "memories": [1, 1, 10**400]}}}, "-100 to 100"),
         ({"num_inference_steps": "6"}, "a whole number, got '6'"),
         ({"num_inference_steps": 6.7}, "a whole number, got 6.7"),
@@ -228,6 +230,12 @@ def test_weights_are_sampled_as_they_were_trained(trained, tmp_path, capsys):
     says = [[one[name] for name in ("spacing", "predictor_ratio", "eta")] for one in (facts["two"], facts["own"])]
     assert says == [[None] * 3, ["two_sided", 3.0, None]]  # a schedule is in the place of all three
     assert facts["off"]["random_offset"] is None
+    two = {**settings, "num_inference_steps": 2}
+    with assert_refused("was made with fitted steps, now it is without", "spacing"):
+        sample(**two, spacing="two_sided", output_dir=tmp_path / "two")
+    sample(**two, spacing="two_sided", output_dir=tmp_path / "usual")
+    with assert_refused("was made without fitted steps, now it is with"):
+        sample(**two, output_dir=tmp_path / "usual")
     description["sampling"] = {"solver": "guess"}
     (tmp_path / "model.json").write_text(json.dumps(description))
     with assert_refused("model.json", "sampling", "guess"):

@@ -115,6 +115,12 @@ class VolumeStore:
         if not isinstance(there, dict):
             raise ValueError(f"{sidecar} was not made by this bundle; choose another output_dir, or --overwrite True")
         changed = [name for name, value in self.provenance.items() if there.get(name) != value]
+        if changed and set(changed) <= {"schedule", "spacing", "predictor_ratio", "eta"} and "schedule" in changed:
+            before, now = ("with", "without") if there.get("schedule") else ("without", "with")
+            raise ValueError(
+                f"{path} was made {before} fitted steps, now it is {now}: leave solver, spacing, predictor_ratio and eta out "
+                "for fitted steps, and give spacing two_sided for others; or choose another output_dir, or --overwrite True"
+            )
         if changed:
             name = changed[0]
             if name not in there:

@@ -236,6 +236,10 @@ def _schedule(
         )
     if set(lists) != set(Schedule._fields):
         raise ValueError(f"a schedule has the lists {', '.join(Schedule._fields)}, got {', '.join(lists)}")
+    for name, values in lists.items():
+        whole = isinstance(values, Sequence) and not isinstance(values, str)
+        if not whole or not all(isinstance(one, Real) and not isinstance(one, bool) for one in values):
+            raise ValueError(f"{name} of a schedule must be a list of numbers, got {values}")
     return Schedule(**lists).checked()
 
 
