@@ -1,5 +1,6 @@
 """Overlays that train the same network with less work: tokens that skip blocks, tokens that are dropped, Muon."""
 
+import copy
 import pytest
 import torch
 from bundle_runs import TINY, assert_refused, bytes_of, run
@@ -204,6 +205,22 @@ def test_steps_are_those_of_pytorchs_optimisers(make_network, batch, monkeypatch
             assert (one - other).norm() <= tolerance * (one - start).norm(), name
         else:
             assert torch.equal(one, other)
+
+
+def test_a_copy_makes_the_same_steps_and_leaves_the_first_alone(make_network, batch):
+    network = make_network(depth=2)
+    ours = MuonAndAdamW(network, 1e-3, (0.9, 0.99), 2e-3)
+    terms_of(Denoising(network, CosineSineScheduler(), HUWindow()), batch)
+    ours.step()
+    other, copied = copy.deepcopy((network, ours))
+    before = [one.detach().clone() for one in network.parameters()]
+    for one, twin in zip(network.parameters(), other.parameters()):
+        twin.grad = one.grad
+    copied.step()
+    assert all(torch.equal(one, old) for one, old in zip(network.parameters(), before))
+    assert not torch.equal(network.residual.blocks[0].mlp[0].weight, other.residual.blocks[0].mlp[0].weight)
+    ours.step()
+    assert all(torch.equal(one, twin) for one, twin in zip(network.parameters(), other.parameters()))
 
 
 # as users run them

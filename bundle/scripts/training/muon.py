@@ -114,6 +114,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
         for part, group in zip(self.parts, self.param_groups):
             part.param_groups, part.state = [group], self.state
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "parts": self.parts}  # so that it can be copied
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share()
