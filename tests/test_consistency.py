@@ -13,6 +13,7 @@ from scripts.networks import read_card
 from scripts.schedulers import CosineSineScheduler, FlowMatchingScheduler
 from scripts.spaces import HUWindow
 from scripts.training import Consistency, Denoising, sum_of_terms
+from scripts.training.consistency import edge
 
 STACK = ["train", "distill"]
 GIVEN = {
@@ -42,8 +43,9 @@ class Scaling(torch.nn.Module):
 
     def forward(self, x, times):
         signal = torch.cat(
-            [self.at(round(float(time) / 1000 * self.parts)) * one for one, time in zip(x.split(1), times)]
-        )
+            [self.at(round(math.acos(1 - 2 * float(time) / 1000) / math.pi * self.parts)) * one
+             for one, time in zip(x.split(1), times)]
+        )  # fmt: skip
         return torch.cat([x, signal], 1)
 
     def at(self, end):
@@ -62,6 +64,25 @@ class OneInterval(CosineSineScheduler):
 
     def sample_timesteps(self, count, device="cpu"):
         return torch.full((count,), self.time)
+
+
+@pytest.mark.parametrize(("std", "equal", "kept"), [(44.0, 0.41, 0.80), (2.1, 0.95, 0.95), (0.05, 0.67, 0.86)])
+def test_short_intervals_at_both_ends_keep_the_largest_and_the_finest(std, equal, kept):
+    """What one call of a perfect student of 32 intervals keeps of Gaussian components, beside one of equal intervals."""
+
+    def spread(borders):
+        signal, noise = (torch.as_tensor(one) for one in zip(*map(alpha_and_sigma, borders.tolist())))
+        # the mean of what lies below, given what lies above it, border for border
+        known = (signal[:-1] * signal[1:] * std**2 + noise[:-1] * noise[1:]) / (signal[1:] ** 2 * std**2 + noise[1:] ** 2)
+        return float(known.prod()) / std
+
+    shares = torch.linspace(0, 1, 33, dtype=torch.float64)
+    assert spread(shares) == pytest.approx(equal, abs=0.005)
+    assert spread(edge(shares)) == pytest.approx(kept, abs=0.005)
+
+
+def alpha_and_sigma(position):
+    return math.cos(math.pi * position / 2), math.sin(math.pi * position / 2)
 
 
 @torch.no_grad()
@@ -105,6 +126,41 @@ def test_half_of_a_batch_is_denoised_as_ever(make_network, make_volume):
         torch.testing.assert_close(terms[name], 3 * value)
     assert tuple(terms) == objective.terms == ("noise", "signal", "consistency")
     assert math.isfinite(sum_of_terms(objective({name: one[:1] for name, one in batch.items()})).item())
+
+
+def test_without_the_anchor_the_whole_batch_is_drawn_together(make_network, make_volume):
+    network = make_network(parametrization="skip")
+    objective = Consistency(network, CosineSineScheduler(), HUWindow(), copy.deepcopy(network), anchor_weight=0.0)
+    seen = []
+    goal = objective.goal
+    objective.goal = lambda volumes, *others: seen.append(len(volumes)) or goal(volumes, *others)
+    for size in (5, 1):
+        terms = objective({"image": 300 * make_volume(size, 1, 4, 4, 4)})
+        assert terms["noise"] == terms["signal"] == 0 < terms["consistency"]
+    assert seen == [5, 1]
+
+
+@pytest.mark.parametrize("process", [CosineSineScheduler, FlowMatchingScheduler])
+def test_every_interval_is_trained_equally_often_at_its_noisy_end(process):
+    process, seen = process(), []
+
+    def network(noisy, times):
+        seen.append(times)
+        return noisy.repeat(1, len(process.predictions), 1, 1, 1)
+
+    class Recorder(torch.nn.Module):
+        forward = staticmethod(network)
+
+    objective = Consistency(Recorder(), process, HUWindow(), Recorder(), [4], anchor_weight=0.0)
+    torch.manual_seed(0)
+    objective({"image": torch.zeros(4000, 1, 1, 1, 1)})
+    ends, starts = ((process.path.position(times.double()), times) for times in seen)
+    borders = edge(torch.arange(5, dtype=torch.float64) / 4)
+    for found, expected in ((ends[0], borders[1:]), (starts[0], borders[:-1])):
+        nearest = (found[:, None] - expected).abs()
+        assert nearest.min(1).values.max() < 1e-6
+        shares = torch.bincount(nearest.argmin(1), minlength=4) / 4000
+        torch.testing.assert_close(shares, torch.full((4,), 0.25), rtol=0, atol=0.03)
 
 
 def test_the_target_is_the_averages_and_has_no_gradient(make_network, make_volume):

@@ -18,14 +18,24 @@ from .objectives import Denoising, Terms
 _ROUNDED = 0.00054  # of the distance: below it, it is squared (pseudo-Huber, Song & Dhariwal 2024)
 
 
+def edge(share: Tensor) -> Tensor:
+    """Position on the path, 0 at the data and 1 at the noise, of the border that has this share of the intervals below it.
+
+    Intervals are short at both ends. Those at the noise decide the largest structures: with 32 equal ones a single call keeps
+    0.41 of the deviation of the phantoms' largest component (44 times the noise's), with these 0.80. Those at the data
+    decide fine detail: of a component of 0.05 equal ones keep 0.67, these 0.86 (exact, for Gaussian data).
+    """
+    return (1 - torch.cos(math.pi * share)) / 2
+
+
 class Consistency(Denoising):
     """Easy consistency tuning (Geng et al. 2025): the signal that the network predicts is to be the same all along the way
     from noise to data, and at the data what is there. No teacher is called; trained weights are the start alone.
 
-    The path is cut into N equal intervals, more of them as the run goes on. At the noisy end of one the prediction is drawn to
-    that of the average at its other end, with the same volume and noise; at the data that is the volume. It is the error of
-    the slope, the distance (root mean square) over the length of the interval, that counts. The other half of a batch is
-    denoised as ever, which keeps the weights where they are good.
+    The path is cut into N intervals, see `edge`, more of them as the run goes on. At the noisy end of one the prediction is
+    drawn to that of the average at its other end, with the same volume and noise; at the data that is the volume. All intervals
+    are drawn equally often, and their distances (root mean square) count equally. The other half of a batch is denoised as
+    ever, which keeps the weights where they are good.
 
     Args:
         network: trained weights.
@@ -33,7 +43,7 @@ class Consistency(Denoising):
         space: of the network.
         average: of the network, see `AveragedWeights`.
         intervals: N, in equal parts of the run.
-        anchor_weight: of the denoising; 0 is consistency alone.
+        anchor_weight: of the denoising; 0 is consistency alone, of the whole batch.
         others: see `Denoising`.
     """
 
@@ -63,25 +73,31 @@ class Consistency(Denoising):
     def forward(self, batch: Mapping[str, Any]) -> Terms:
         volumes = self.space.encode(batch[Keys.IMAGE])
         noise, times = self.process.sample_noise(volumes), self.process.sample_timesteps(len(volumes))
-        count, half = max(1, len(volumes) // 2), len(volumes) // 2  # a volume alone is in both halves
+        total = len(volumes)
+        # of consistency, and where those to denoise begin; a volume alone is in both halves
+        count, half = (max(1, total // 2), total // 2) if self.anchor_weight else (total, total)
         parts = self.intervals[min(int(self.progress * len(self.intervals)), len(self.intervals) - 1)]
-        positions = torch.as_tensor(self.process.path.position(times[:count].double()))
-        ends = (positions * parts).ceil().clamp(1, parts)  # (count,), the interval from end - 1 to end
-        there = torch.as_tensor(self.process.path.time(ends / parts)).float()
+        shares = torch.as_tensor(self.process.path.position(times[:count].double()))
+        ends = (shares * parts).ceil().clamp(1, parts)  # (count,), the interval from end - 1 to end
+        positions = edge(ends / parts)
+        there = torch.as_tensor(self.process.path.time(positions)).float()
         volumes, noise = (torch.cat([one[:count], one[half:]]) for one in (volumes, noise))
         times = torch.cat([there, times[half:]]).to(volumes.device, non_blocking=True)
         noisy = self.process.add_noise(volumes, noise, times)
         output = self.denoise(noisy, times)
         goal = self.goal(volumes[:count], noise[:count], ends, parts)
-        distance = (self.signal(output[:count], noisy[:count], ends / parts) - goal).square().mean((1, 2, 3, 4))
+        distance = (self.signal(output[:count], noisy[:count], positions) - goal).square().mean((1, 2, 3, 4))
         slope = ((distance + _ROUNDED**2).sqrt() - _ROUNDED) * (parts / (0.5 * math.pi))
-        anchor = self.named(output[count:], self.process.get_target(volumes[count:], noise[count:]))
-        return {**{name: self.anchor_weight * one for name, one in anchor.items()}, "consistency": slope.mean()}
+        anchor = dict.fromkeys(self.process.predictions, slope.new_zeros(()))
+        if half < total:
+            found = self.named(output[count:], self.process.get_target(volumes[count:], noise[count:]))
+            anchor = {name: self.anchor_weight * one for name, one in found.items()}
+        return {**anchor, "consistency": slope.mean()}
 
     @torch.no_grad()
     def goal(self, volumes: Tensor, noise: Tensor, ends: Tensor, parts: int) -> Tensor:
         """The signal that the average predicts at the other end of the intervals, (B, C, D, H, W)."""
-        starts = (ends - 1) / parts
+        starts = edge((ends - 1) / parts)
         times = torch.as_tensor(self.process.path.time(starts)).float().to(volumes.device, non_blocking=True)
         noisy = self.process.add_noise(volumes, noise, times)
         with autocast(noisy.device, self.bf16):
