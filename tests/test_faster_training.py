@@ -1,6 +1,7 @@
 """Overlays that train the same network with less work: tokens that skip blocks, tokens that are dropped, Muon."""
 
 import copy
+
 import pytest
 import torch
 from bundle_runs import TINY, assert_refused, bytes_of, run
