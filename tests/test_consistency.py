@@ -73,7 +73,9 @@ def test_short_intervals_at_both_ends_keep_the_largest_and_the_finest(std, equal
     def spread(borders):
         signal, noise = (torch.as_tensor(one) for one in zip(*map(alpha_and_sigma, borders.tolist())))
         # the mean of what lies below, given what lies above it, border for border
-        known = (signal[:-1] * signal[1:] * std**2 + noise[:-1] * noise[1:]) / (signal[1:] ** 2 * std**2 + noise[1:] ** 2)
+        known = (signal[:-1] * signal[1:] * std**2 + noise[:-1] * noise[1:]) / (
+            signal[1:] ** 2 * std**2 + noise[1:] ** 2
+        )
         return float(known.prod()) / std
 
     shares = torch.linspace(0, 1, 33, dtype=torch.float64)
