@@ -205,7 +205,7 @@ def test_a_student_is_trained_continued_and_sampled_by_its_card(trained, tmp_pat
         "num_inference_steps": 4,
         "solver": "ddim",
         "predictor_ratio": 1000.0,
-        "spacing": "uniform",
+        "spacing": "two_sided",
     }
     assert card.facts["teacher_sha256"] == read_card(teacher).sha256
     settings = {"ckpt_path": card.path, "num_samples": 1, "device": TINY["device"]}
