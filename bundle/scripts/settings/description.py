@@ -373,7 +373,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "distill_from": Setting(INPUT_WEIGHTS, "weights to start from, of any sizes"),
         "num_inference_steps": Setting(whole(1, 1000), "network calls per volume that the new weights are made for"),
         "intervals": Setting(several(whole(1, 1000)), "of the path, in equal parts of the run"),
-        "anchor_weight": Setting(number(0, MILLION), "of the denoising of the other half of a batch; 0: none"),
+        "anchor_weight": Setting(
+            number(0, MILLION), "of the denoising of half of a batch; 0: none, and the whole batch is for consistency"
+        ),
         "local_window": _NO_WINDOW,
     },
     "finetune_high_resolution": {"finetune_from": Setting(INPUT_WEIGHTS, "weights to start from")},

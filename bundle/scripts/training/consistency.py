@@ -34,8 +34,8 @@ class Consistency(Denoising):
 
     The path is cut into N intervals, see `edge`, more of them as the run goes on. At the noisy end of one the prediction is
     drawn to that of the average at its other end, with the same volume and noise; at the data that is the volume. All intervals
-    are drawn equally often, and their distances (root mean square) count equally. The other half of a batch is denoised as
-    ever, which keeps the weights where they are good.
+    are drawn equally often where times are uniform, and their distances (root mean square) count equally. The other half of a
+    batch is denoised as ever, which keeps the weights where they are good.
 
     Args:
         network: trained weights.
@@ -86,13 +86,13 @@ class Consistency(Denoising):
         noisy = self.process.add_noise(volumes, noise, times)
         output = self.denoise(noisy, times)
         goal = self.goal(volumes[:count], noise[:count], ends, parts)
-        distance = (self.signal(output[:count], noisy[:count], positions) - goal).square().mean((1, 2, 3, 4))
-        slope = ((distance + _ROUNDED**2).sqrt() - _ROUNDED) * (parts / (0.5 * math.pi))
-        anchor = dict.fromkeys(self.process.predictions, slope.new_zeros(()))
+        squares = (self.signal(output[:count], noisy[:count], positions) - goal).square().mean((1, 2, 3, 4))
+        distance = ((squares + _ROUNDED**2).sqrt() - _ROUNDED).mean()
+        anchor = dict.fromkeys(self.process.predictions, distance.new_zeros(()))
         if half < total:
             found = self.named(output[count:], self.process.get_target(volumes[count:], noise[count:]))
             anchor = {name: self.anchor_weight * one for name, one in found.items()}
-        return {**anchor, "consistency": slope.mean()}
+        return {**anchor, "consistency": distance * parts / (0.5 * math.pi)}  # over the mean length of an interval
 
     @torch.no_grad()
     def goal(self, volumes: Tensor, noise: Tensor, ends: Tensor, parts: int) -> Tensor:
