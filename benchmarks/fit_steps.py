@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -168,13 +169,17 @@ def main() -> None:
     schedules = {str(calls): fit.fitted(calls) for calls in args.calls}
     write_json(args.work / "schedules.json", schedules)
     print("| calls | sampler | distance | likeness | on the seeds of the fit |\n|---|---|---|---|---|")
+    known = True
     for calls in args.calls:
         for name, schedule in (("default", None), ("fitted", schedules[str(calls)])):
             there, here = (fit.measured(calls, schedule, seed) for seed in (args.report_seed, args.first_seed))
             shown = [
                 "none" if one is None else formatted(one) for one in (there[DISTANCE], there[LIKENESS], here[DISTANCE])
             ]
+            known = known and there[DISTANCE] is not None
             print(f"| {calls} | {name} | " + " | ".join(shown) + " |")
+    if args.write_card and not known:
+        print("warning: steps are written though not every distance could be measured", file=sys.stderr)
     if args.write_card:
         write_json(description_path(args.ckpt_path), with_schedules(args.ckpt_path, schedules))
 

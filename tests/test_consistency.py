@@ -213,12 +213,25 @@ def test_a_student_is_trained_continued_and_sampled_by_its_card(trained, tmp_pat
     told = capsys.readouterr()
     assert "4 network calls each" in told.out and "made for" not in told.err
     sample(**settings, num_inference_steps=2, output_dir=tmp_path / "two")
-    assert "the weights are made for 4 network calls a volume, asked for are 2" in capsys.readouterr().err
+    assert "the weights are made for 4 network calls a volume, asked for is 2" in capsys.readouterr().err
+    sample(**settings, predictor_ratio=1.0, output_dir=tmp_path / "cold")
+    assert "the weights are made for predictor_ratio 1000.0, asked for is 1.0" in capsys.readouterr().err
+    sample(**settings, solver="multistep", output_dir=tmp_path / "other")
+    told = capsys.readouterr()
+    assert "20 network calls each" in told.out and told.err.count("made for") == 1
+    assert "the weights are made for solver ddim, asked for is multistep" in told.err
 
 
 def test_what_cannot_be_distilled_is_told_in_one_line(trained, tmp_path):
     teacher = trained / "ckpt" / "model.pt"
     with assert_refused("was trained with the process cosine_sine, this run has flow_matching"):
         run("training", [*STACK, "flow_matching"], **GIVEN, distill_from=teacher, ckpt_dir=tmp_path)
+    with assert_refused("local.pt is of stage 1", "give weights of stage 2"):
+        run("training", STACK, **GIVEN, distill_from=trained / "ckpt" / "local.pt", ckpt_dir=tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "pictures").write_text("somebody's")
+    with assert_refused("pictures is a file, where a folder is needed"):
+        run("training", STACK, **{**GIVEN, "num_pictures": 1}, distill_from=teacher, ckpt_dir=tmp_path / "taken")
+    assert not list((tmp_path / "taken").glob("model*"))
     with assert_refused("distill_from is needed"):
         run("training", STACK, **GIVEN, ckpt_dir=tmp_path)

@@ -318,7 +318,11 @@ def test_without_a_whole_checkpoint_nothing_is_overwritten(tmp_path, one_line):
     one_line(raised, f"{checkpoint} is damaged", "remove it to start anew")
     release(tmp_path, "local")
     checkpoint.unlink()
-    for name in ("local.pt", "local.json", "local_losses.csv"):
+    pictures = ("local_progress.png", "pictures/local_epoch_0001.png")
+    (tmp_path / "pictures").mkdir()
+    for name in pictures:
+        (tmp_path / name).write_bytes(b"somebody's")
+    for name in ("local.pt", "local.json", "local_losses.csv", *pictures):
         with pytest.raises(ValueError) as raised:
             run_with_checkpoints(tmp_path, build_stage2(depth=0), [0.5])
         one_line(raised, f"{tmp_path / name} is of a training", "choose another ckpt_dir")

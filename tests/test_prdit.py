@@ -192,6 +192,7 @@ def test_overlays_come_in_their_order(capsys):
         ("train --with finetune_high_resolution", ("train_high_resolution.yaml",)),
         ("train --with finetune --stage 1", ("stage", "finetune")),
         ("train --stage 3", ("stage", "1", "2", "3")),
+        ("train . C --stage 1 --depth 2", ("depth is for stage 2",)),
         ("train --up 1", ("up", "2")),
         ("train --gpus none", ("gpus", "none")),
         ("train D C E", ("DATA WEIGHTS", "'E'")),

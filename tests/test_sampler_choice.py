@@ -27,7 +27,8 @@ def test_what_is_not_asked_for_is_what_the_weights_are_made_for():
     assert sampler_settings(STUDENT)["predictor_ratio"] == 1000.0
     assert {**sampler_settings(STUDENT, num_inference_steps=2)}.items() >= {**STUDENT, "num_inference_steps": 2}.items()
     other = sampler_settings(STUDENT, solver="euler")
-    assert (other["predictor_ratio"], other["spacing"], other["num_inference_steps"]) == (None, "two_sided", 4)
+    assert (other["predictor_ratio"], other["spacing"], other["num_inference_steps"]) == (None, "two_sided", 20)
+    assert sampler_settings({"num_inference_steps": 1}, solver="euler")["num_inference_steps"] == 1  # of a GAN
     assert sampler_settings(STUDENT, eta=0.5)["predictor_ratio"] is None
     fitted = {"schedules": {"3": FITTED}}
     assert sampler_settings(fitted)["schedule"] is None

@@ -156,7 +156,7 @@ def _require_known(name: str, settings: Mapping[str, str], stacks: Iterable[Sequ
 def _weights_in(place: str) -> str:
     """A folder stands for the weights that training left there."""
     folder = Path(place).expanduser()
-    if not folder.is_dir():
+    if not place or not folder.is_dir():  # what is missing is told by the run
         return place
     for name in (GLOBAL, REFINER, LOCAL):
         if (folder / f"{name}.pt").is_file():
@@ -188,6 +188,8 @@ def _training(
         stacks = {"": in_order(base, added)}
     else:
         stacks = _stages(list(base), added, stage, up)
+        if stage == "1" and (other := next((one for one in settings if _OF_STAGE.get(one) == GLOBAL), None)):
+            raise ValueError(f"{other} is for stage 2: leave {other} or stage 1 out")
     _require_known("train", settings, stacks.values())
     runs = []
     for number, (name, stack) in enumerate(stacks.items(), 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Optional, Sequence, Union
+from typing import Any, Mapping, Sequence, Union
 
 import ignite.distributed as idist
 
@@ -61,28 +61,36 @@ def require_drawing(card: Card, allow_stage_1: bool = False) -> None:
 
 
 def check_weights(
-    card: Card, grid: Sequence[int], allow_stage_1: bool = False, num_calls: Optional[int] = None
+    card: Card, grid: Sequence[int], allow_stage_1: bool = False, sampling: Mapping[str, Any] = {}
 ) -> None:
-    """`require_drawing`, and a warning of a grid or a number of network calls that the weights are not made for.
+    """`require_drawing`, and a warning of a grid or a sampler that the weights are not made for.
 
     Args:
         card: of the weights.
         grid: to sample.
         allow_stage_1: whether volumes without anatomy are wanted.
-        num_calls: of the network, per volume.
+        sampling: the sampler, see `sampler_settings`.
     """
     require_drawing(card, allow_stage_1)
-    made_for = card.sampling.get("num_inference_steps", num_calls)
-    fitted = str(num_calls) in card.sampling.get("schedules", {})
-    if num_calls not in (None, made_for) and not fitted and idist.get_rank() == 0:
-        print(
-            f"warning: the weights are made for {made_for} network calls a volume, asked for are {num_calls}",
-            file=sys.stderr,
-        )
+    if idist.get_rank() == 0:
+        _tell_sampler(card.sampling, sampling)
     trained = card.data.grid if card.data else None
     if trained is not None and list(grid) != trained and idist.get_rank() == 0:
         print(
             f"warning: the weights know a grid of {trained} alone; do not expect anatomy at {list(grid)}, see "
             "docs/high_resolution.md for larger grids",
+            file=sys.stderr,
+        )
+
+
+def _tell_sampler(made_for: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
+    """Warns of what differs from the sampler that weights are made for; fitted steps are one of theirs."""
+    if sampling.get("schedule") is not None:
+        return
+    differ = [name for name, value in made_for.items() if name in sampling and sampling[name] != value]
+    for name in ["solver"] if "solver" in differ else differ:  # all else is of the solver
+        what = "{} network calls a volume" if name == "num_inference_steps" else f"{name} {{}}"
+        print(
+            f"warning: the weights are made for {what.format(made_for[name])}, asked for is {sampling[name]}",
             file=sys.stderr,
         )

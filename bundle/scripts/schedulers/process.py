@@ -232,7 +232,8 @@ def _schedule(
     """A schedule by the names of its lists; ValueError in one line where it does not suit the solver."""
     if solver != "multistep" or ratio is not None or eta is not None:
         raise ValueError(
-            "a schedule is for the solver multistep, and has p of each step: leave predictor_ratio and eta out"
+            "a schedule is for the solver multistep, and has p of each step: set solver to multistep, and leave "
+            "predictor_ratio and eta out"
         )
     if set(lists) != set(Schedule._fields):
         raise ValueError(f"a schedule has the lists {', '.join(Schedule._fields)}, got {', '.join(lists)}")

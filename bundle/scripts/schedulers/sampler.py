@@ -23,7 +23,7 @@ def sampler_settings(made_for: Mapping[str, Any], **asked: Any) -> dict[str, Any
         made_for: entry 'sampling' of the weights' card: some of `DEFAULTS`, and 'schedules', see `Schedule`, by the number of
             network calls.
         asked: some of `DEFAULTS`; what is None is not asked for. Another solver than that of the weights takes nothing of
-            their steps.
+            their steps, nor their number.
 
     Raises:
         ValueError: in one line, when the weights are made for something unknown.
@@ -34,7 +34,8 @@ def sampler_settings(made_for: Mapping[str, Any], **asked: Any) -> dict[str, Any
         raise ValueError(f"'sampling' of the weights has {min(unknown)}, which is not known")
     given = {name: value for name, value in asked.items() if value is not None}
     if given.get("solver", own.get("solver")) != own.get("solver"):
-        own = {name: value for name, value in own.items() if name not in _STEPS}
+        theirs = (*_STEPS, "num_inference_steps") if "solver" in own else _STEPS
+        own = {name: value for name, value in own.items() if name not in theirs}
     if "eta" in given or "predictor_ratio" in given:
         own = {name: value for name, value in own.items() if name not in ("eta", "predictor_ratio")}
     result = {**DEFAULTS, **own, **given}

@@ -366,13 +366,16 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "train": _TRAIN,
     "train_global": {"local_ckpt": Setting(FILE, "stage 1's weights"), "local_window": _NO_WINDOW},
     "finetune": {
-        "finetune_from": Setting(INPUT_WEIGHTS, "weights to start from, of any sizes"),
+        "finetune_from": Setting(INPUT_WEIGHTS, "weights to start from, of networks of any sizes"),
         "local_window": _NO_WINDOW,
     },
     "distill": {
-        "distill_from": Setting(INPUT_WEIGHTS, "weights to start from, of any sizes"),
+        "distill_from": Setting(INPUT_WEIGHTS, "weights to start from, of networks of any sizes, but not of stage 1"),
         "num_inference_steps": Setting(whole(1, 1000), "network calls per volume that the new weights are made for"),
-        "intervals": Setting(several(whole(1, 1000)), "of the path, in equal parts of the run"),
+        "intervals": Setting(
+            several(whole(1, 1000)),
+            "how many the path is cut into, in equal parts of the run; one number holds for all of it",
+        ),
         "anchor_weight": Setting(
             number(0, MILLION), "of the denoising of half of a batch; 0: none, and the whole batch is for consistency"
         ),

@@ -67,8 +67,8 @@ def claim_folder(ckpt_dir: Union[str, Path], name: str) -> None:
 
 def _results(ckpt_dir: Union[str, Path], name: str) -> list[Path]:
     """What a training has written beside its checkpoints."""
-    paths = [Path(ckpt_dir) / f"{name}{end}" for end in (".pt", ".json", "_losses.csv")]
-    return [path for path in paths if path.exists()]
+    paths = [Path(ckpt_dir) / f"{name}{end}" for end in (".pt", ".json", "_losses.csv", "_progress.png")]
+    return [path for path in [*paths, *Path(ckpt_dir).glob(f"pictures/{name}_epoch_*.png")] if path.exists()]
 
 
 def _unclaim(ckpt_dir: Union[str, Path], name: str) -> None:

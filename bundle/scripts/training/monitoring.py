@@ -159,7 +159,9 @@ class TrainingProgress:
         if hasattr(self, "bar"):
             self.bar.close()
         else:
-            print(f"trained to epoch {engine.state.epoch} already; raise max_steps to train on")
+            print(
+                f"trained to epoch {engine.state.epoch} already; raise max_steps, or max_epochs where it is given, to train on"
+            )
 
 
 _UNMADE: Any = object()  # MONAI makes a writer, and its file, where there is none

@@ -13,6 +13,7 @@ from ..inferers.items import grid_of
 from ..networks.base import DenoisingNetwork
 from ..networks.card import Card, Seen, read_card
 from ..networks.checkpoint import load_network, load_strictly, load_tensors
+from ..networks.guidance import is_stage_1
 from ..networks.high_resolution import HighResolutionPRDiT, build_high_resolution
 from ..networks.kinds import build_network, override_settings
 from ..networks.latent_unet import LatentDiffusion
@@ -41,14 +42,18 @@ def start_from(ckpt_path: Union[None, str, Path], setting: str, process: Optiona
         process: of this run, as it will be stored with the weights; None checks nothing.
 
     Raises:
-        ValueError: in one line, when they are missing, were trained with another process, or are fine-tuned without their
-            discriminator.
+        ValueError: in one line, when they are missing, were trained with another process, are fine-tuned without their
+            discriminator, or are stage 1 that is to draw in few calls.
     """
     if ckpt_path is None or (setting in ("local_ckpt", "autoencoder_ckpt") and not Path(ckpt_path).is_file()):
         raise ValueError(_NEEDED[setting].format(ckpt_path))
     card = read_card(ckpt_path, required=["data", "process"])
     if setting in ("finetune_from", "distill_from") and card.kind in ("ha_gan", "vq_gan"):
         raise ValueError(f"{ckpt_path} is of a GAN, which cannot be trained on without its discriminator")
+    if setting == "distill_from" and is_stage_1(card.network):
+        raise ValueError(
+            f"{ckpt_path} is of stage 1, which draws no anatomy in any number of calls: give weights of stage 2"
+        )
     for name, value in (process or {}).items():
         if card.process.get(name, None if name == "name" else value) != value:
             what = "the process" if name == "name" else name
